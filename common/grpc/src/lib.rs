@@ -1,0 +1,19 @@
+//! How every service of Kiln serves and calls.
+//!
+//! - [`server`]: one listener per service for gRPC, health, reflection,
+//!   `/metrics`, `/livez` and `/readyz`; graceful stop; keep-alive. The accept
+//!   loop serves any axum router, so the HTTP fronts use it too.
+//! - [`caller`]: who calls. A layer verifies the bearer token once; handlers ask
+//!   [`caller::Caller`] for the account or the node.
+//! - [`channel`]: outgoing channels with keep-alive, service tokens, the
+//!   account on whose behalf a call is made, and the trace context.
+//! - [`page`]: page sizes and opaque page tokens.
+
+pub mod caller;
+pub mod channel;
+pub mod page;
+pub mod server;
+
+pub use caller::{Caller, CallerLayer};
+pub use channel::{ServiceAuth, ServiceChannel, connect_lazy, with_account};
+pub use server::{Readiness, Server, serve_http};

@@ -1,0 +1,222 @@
+//! One listener per service, for everything it serves.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use kiln_auth::SecretKey;
+use kiln_telemetry::prometheus::{Encoder, Registry, TextEncoder};
+use kiln_telemetry::propagation;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tracing::Instrument;
+
+use crate::caller::CallerLayer;
+
+/// How long open requests may take after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(10);
+/// A client must send its request headers within this time.
+const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Half-dead connections are found after two of these.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Whether a service can do its work; `/readyz` and gRPC health tell it.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Work can be taken from now on (or no longer).
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+
+    /// Whether work can be taken.
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A service's gRPC server in the making.
+#[derive(Debug)]
+pub struct Server {
+    /// For logs and spans, for example `job-svc`.
+    pub name: &'static str,
+    /// Tokens must be signed with this key.
+    pub cluster_key: Arc<SecretKey>,
+    /// What `/metrics` shows.
+    pub metrics: Registry,
+    /// What `/readyz` shows.
+    pub readiness: Readiness,
+}
+
+impl Server {
+    /// Serves `routes` with health, reflection and the operator's paths until
+    /// `shutdown`, then finishes open requests.
+    ///
+    /// # Errors
+    /// If reflection cannot be set up, or the listener fails for good.
+    pub async fn serve(self, listener: TcpListener, routes: Routes, shutdown: CancellationToken) -> io::Result<()> {
+        let router = self.router(routes)?;
+        serve_http(self.name, listener, router, shutdown).await
+    }
+
+    /// The router [`Server::serve`] serves, for services that merge it with an
+    /// HTTP front of their own and for tests over in-memory transports.
+    ///
+    /// # Errors
+    /// If reflection cannot be set up.
+    pub fn router(&self, routes: Routes) -> io::Result<Router> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let readiness = self.readiness.clone();
+        // The overall health ("") follows readiness.
+        kiln_telemetry::spawn(async move {
+            let mut reported = None;
+            loop {
+                let ready = readiness.is_ready();
+                if reported != Some(ready) {
+                    let status = if ready {
+                        tonic_health::ServingStatus::Serving
+                    } else {
+                        tonic_health::ServingStatus::NotServing
+                    };
+                    health.set_service_status("", status).await;
+                    reported = Some(ready);
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kiln_proto::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(io::Error::other)?;
+        let name = self.name;
+        let grpc = routes
+            .add_service(health_service)
+            .add_service(reflection)
+            .prepare()
+            .into_axum_router()
+            .reset_fallback()
+            .layer(CallerLayer::new(self.cluster_key.clone()))
+            .layer(axum::middleware::from_fn(move |request: axum::extract::Request, next: axum::middleware::Next| {
+                let span =
+                    tracing::info_span!("rpc", otel.name = request.uri().path(), otel.kind = "server", service = name);
+                propagation::continue_from_headers(&span, request.headers());
+                next.run(request).instrument(span)
+            }));
+        Ok(grpc.merge(operator_router(self.metrics.clone(), self.readiness.clone())).fallback(not_found))
+    }
+}
+
+/// `/livez`, `/readyz` and `/metrics`.
+pub fn operator_router(metrics: Registry, readiness: Readiness) -> Router {
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .with_state(Operator { metrics, readiness })
+}
+
+#[derive(Debug, Clone)]
+struct Operator {
+    metrics: Registry,
+    readiness: Readiness,
+}
+
+async fn readyz(State(operator): State<Operator>) -> Response {
+    if operator.readiness.is_ready() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    }
+}
+
+async fn show_metrics(State(operator): State<Operator>) -> Response {
+    let mut text = Vec::new();
+    let encoder = TextEncoder::new();
+    match encoder.encode(&operator.metrics.gather(), &mut text) {
+        Ok(()) => ([("content-type", encoder.format_type().to_owned())], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Answers unknown paths: as gRPC to gRPC callers, as HTTP to others.
+async fn not_found(request: axum::extract::Request) -> Response {
+    let path = request.uri().path().to_owned();
+    let grpc = request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        tonic::Status::unimplemented(format!("there is no method {path}")).into_http()
+    } else {
+        (StatusCode::NOT_FOUND, format!("there is nothing at {path}\n")).into_response()
+    }
+}
+
+/// Accepts connections (HTTP/1.1 and HTTP/2 on one port) until `shutdown`, then
+/// lets open requests finish for a bounded time.
+///
+/// # Errors
+/// Only if the listener itself is unusable; failed connections are logged.
+pub async fn serve_http(
+    name: &'static str,
+    listener: TcpListener,
+    router: Router,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .max_concurrent_streams(1024)
+        .initial_connection_window_size(8 * 1024 * 1024)
+        .initial_stream_window_size(4 * 1024 * 1024);
+    let builder = Arc::new(builder);
+    let graceful = GracefulShutdown::new();
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of file descriptors and the like: others may end soon.
+                    tracing::warn!(service = name, %error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = shutdown.cancelled() => break,
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(service = name, %peer, %error, "TCP_NODELAY could not be set");
+        }
+        let service = TowerToHyperService::new(router.clone().layer(axum::Extension(axum::extract::ConnectInfo(peer))));
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        kiln_telemetry::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(service = name, %peer, error, "connection ended");
+            }
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
+        tracing::info!(service = name, "some requests were still open when the time to drain was over");
+    }
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! Events that are committed together with the change they announce.
+//!
+//! [`append`] numbers the events of a transaction and stores them as one row.
+//! [`relay`] publishes rows in order, with confirms, and deletes them when the
+//! bus has them; after a crash it publishes again. Consumers drop repetitions by
+//! (source, sequence).
+//!
+//! A service that uses the outbox puts [`SCHEMA`] into its first migration.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kiln_bus::{Bus, BusError, Message};
+use kiln_proto::events::v1::{Event, EventBatch, event::Payload};
+use kiln_telemetry::prometheus::IntGauge;
+use prost::Message as _;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+use crate::sqlite::{Database, StoreError};
+
+/// Tables of the outbox, for a service's migration.
+pub const SCHEMA: &str = "
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    events BLOB NOT NULL
+);
+CREATE TABLE outbox_state (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    source TEXT NOT NULL,
+    next_sequence INTEGER NOT NULL
+);
+";
+
+/// Events of one message at most.
+const MESSAGE_EVENTS: usize = 500;
+/// Rows the relay reads at once.
+const READ_ROWS: i64 = 256;
+/// First and longest wait after the bus refused.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Rows are looked for this often even if no commit was noticed.
+const SCAN: Duration = Duration::from_secs(5);
+
+/// An event that has no number yet.
+#[derive(Debug, Clone)]
+pub struct NewEvent {
+    /// Microseconds since the Unix epoch.
+    pub time_micros: i64,
+    /// Owner of the thing that changed.
+    pub account: String,
+    /// For example `jobs/j1/tasks/t7`.
+    pub subject: String,
+    /// For example `job.task.finished`.
+    pub event_type: &'static str,
+    /// Trace context of the cause, or empty.
+    pub traceparent: String,
+    /// What happened.
+    pub payload: Payload,
+}
+
+/// Adds `events` to the transaction of `connection`. `service` names the source
+/// the first time: `<service>/<random id>`, one per database.
+///
+/// # Errors
+/// [`StoreError`] if the tables of [`SCHEMA`] are missing or damaged.
+pub fn append(connection: &Connection, service: &str, events: Vec<NewEvent>) -> Result<(), StoreError> {
+    if events.is_empty() {
+        return Ok(());
+    }
+    let (source, first) = state(connection, service)?;
+    let mut next = first;
+    let events: Vec<Event> = events
+        .into_iter()
+        .map(|event| {
+            let sequence = next;
+            next += 1;
+            Event {
+                id: uuid::Uuid::now_v7().to_string(),
+                time: Some(kiln_proto::time::timestamp(event.time_micros)),
+                source: source.clone(),
+                sequence: sequence.unsigned_abs(),
+                account: event.account,
+                subject: event.subject,
+                r#type: event.event_type.to_owned(),
+                traceparent: event.traceparent,
+                payload: Some(event.payload),
+            }
+        })
+        .collect();
+    connection.prepare_cached("UPDATE outbox_state SET next_sequence = ?1")?.execute([next])?;
+    connection
+        .prepare_cached("INSERT INTO outbox (events) VALUES (?1)")?
+        .execute([EventBatch { events }.encode_to_vec()])?;
+    Ok(())
+}
+
+fn state(connection: &Connection, service: &str) -> Result<(String, i64), StoreError> {
+    let found = connection
+        .prepare_cached("SELECT source, next_sequence FROM outbox_state")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let source = format!("{service}/{}", uuid::Uuid::new_v4());
+    connection.execute("INSERT INTO outbox_state VALUES (1, ?1, 1)", params![source])?;
+    Ok((source, 1))
+}
+
+/// Publishes what is in the outbox until `shutdown`. Failures of bus or store
+/// are retried with backoff; rows stay until their messages are confirmed.
+/// `lag` shows the rows that wait.
+pub async fn relay(database: Database, bus: Arc<dyn Bus>, lag: IntGauge, shutdown: CancellationToken) {
+    let mut wait = RETRY.0;
+    loop {
+        let committed = database.committed();
+        tokio::pin!(committed);
+        // Arms the notification before looking, so that no commit is missed.
+        futures::future::poll_immediate(&mut committed).await;
+        match publish_some(&database, &*bus, &lag).await {
+            Ok(0) => {
+                wait = RETRY.0;
+                tokio::select! {
+                    () = &mut committed => {}
+                    () = tokio::time::sleep(SCAN) => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
+            Ok(_) => {
+                wait = RETRY.0;
+                if shutdown.is_cancelled() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, retry_in = ?wait, "events could not be published; they stay in the outbox");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = shutdown.cancelled() => return,
+                }
+                wait = (wait * 2).min(RETRY.1);
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// Publishes one read's worth of rows; returns how many there were.
+async fn publish_some(database: &Database, bus: &dyn Bus, lag: &IntGauge) -> Result<usize, RelayError> {
+    let (rows, waiting) = database.read(read_rows).await?;
+    lag.set(waiting);
+    let Some(last) = rows.last().map(|(id, _)| *id) else { return Ok(0) };
+    let count = rows.len();
+    let events = rows.into_iter().flat_map(|(_, batch)| batch.events);
+    bus.publish_all(messages(events)).await?;
+    database
+        .write::<_, StoreError, _>(move |connection| {
+            Ok(connection.prepare_cached("DELETE FROM outbox WHERE id <= ?1")?.execute([last])?)
+        })
+        .await?;
+    Ok(count)
+}
+
+fn read_rows(connection: &Connection) -> Result<(Vec<(i64, EventBatch)>, i64), StoreError> {
+    let mut statement = connection.prepare_cached("SELECT id, events FROM outbox ORDER BY id LIMIT ?1")?;
+    let mut rows = statement.query([READ_ROWS])?;
+    let mut batches = Vec::new();
+    while let Some(row) = rows.next()? {
+        let bytes = row.get_ref(1)?.as_blob().map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let batch = EventBatch::decode(bytes).map_err(|error| StoreError::Damaged(format!("outbox: {error}")))?;
+        batches.push((row.get(0)?, batch));
+    }
+    let waiting = connection.prepare_cached("SELECT count(*) FROM outbox")?.query_row([], |row| row.get(0))?;
+    Ok((batches, waiting))
+}
+
+/// Consecutive events of one type become one message, so that the order of
+/// events is the order of messages.
+fn messages(events: impl Iterator<Item = Event>) -> Vec<Message> {
+    let mut groups: Vec<Vec<Event>> = Vec::new();
+    for event in events {
+        match groups.last_mut() {
+            Some(group) if group.len() < MESSAGE_EVENTS && group[0].r#type == event.r#type => group.push(event),
+            _ => groups.push(vec![event]),
+        }
+    }
+    groups
+        .into_iter()
+        .map(|events| Message {
+            id: events[0].id.clone(),
+            routing_key: events[0].r#type.clone(),
+            source: events[0].source.clone(),
+            traceparent: events[0].traceparent.clone(),
+            body: Bytes::from(EventBatch { events }.encode_to_vec()),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::{Durability, Migration};
+    use kiln_proto::events::v1::BlobChanged;
+
+    const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: SCHEMA }];
+
+    fn event(event_type: &'static str) -> NewEvent {
+        NewEvent {
+            time_micros: 1,
+            account: "a".into(),
+            subject: "containers/c/blobs/b".into(),
+            event_type,
+            traceparent: String::new(),
+            payload: Payload::Blob(BlobChanged::default()),
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_numbered_without_holes_and_grouped_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::open(&dir.path().join("o.db"), Durability::PowerLoss, MIGRATIONS).await.unwrap();
+        for types in [vec!["a.b.c", "a.b.c"], vec!["a.b.c", "a.b.d", "a.b.c"]] {
+            let events = types.into_iter().map(event).collect();
+            database.write::<_, StoreError, _>(move |c| append(c, "test", events)).await.unwrap();
+        }
+        let (rows, waiting) = database.read(read_rows).await.unwrap();
+        assert_eq!(waiting, 2);
+        let sequences: Vec<u64> = rows.iter().flat_map(|(_, b)| b.events.iter().map(|e| e.sequence)).collect();
+        assert_eq!(sequences, [1, 2, 3, 4, 5]);
+        let messages = messages(rows.into_iter().flat_map(|(_, batch)| batch.events));
+        let sizes: Vec<(String, usize)> =
+            messages.into_iter().map(|m| (m.routing_key, EventBatch::decode(m.body).unwrap().events.len())).collect();
+        assert_eq!(sizes, [("a.b.c".into(), 3), ("a.b.d".into(), 1), ("a.b.c".into(), 1)]);
+    }
+}

@@ -1,0 +1,1 @@
+//! One front door: gRPC, Azure Batch REST, authentication.

@@ -1,0 +1,1 @@
+//! Pools, nodes and the providers that make nodes.

@@ -1,0 +1,1 @@
+//! Containers, blobs and shared access signatures.
