@@ -114,15 +114,14 @@ fn state(connection: &Connection, service: &str) -> Result<(String, i64), StoreE
 pub async fn relay(database: Database, bus: Arc<dyn Bus>, lag: IntGauge, shutdown: CancellationToken) {
     let mut wait = RETRY.0;
     loop {
+        // Created before looking: it also completes for a commit that happens
+        // while we look, so none is missed.
         let committed = database.committed();
-        tokio::pin!(committed);
-        // Arms the notification before looking, so that no commit is missed.
-        futures::future::poll_immediate(&mut committed).await;
         match publish_some(&database, &*bus, &lag).await {
             Ok(0) => {
                 wait = RETRY.0;
                 tokio::select! {
-                    () = &mut committed => {}
+                    () = committed => {}
                     () = tokio::time::sleep(SCAN) => {}
                     () = shutdown.cancelled() => return,
                 }
