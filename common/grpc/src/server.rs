@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,6 +17,7 @@ use kiln_auth::SecretKey;
 use kiln_telemetry::prometheus::{Encoder, Registry, TextEncoder};
 use kiln_telemetry::propagation;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::Instrument;
@@ -32,18 +32,30 @@ const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Whether a service can do its work; `/readyz` and gRPC health tell it.
-#[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+#[derive(Debug, Clone)]
+pub struct Readiness(Arc<watch::Sender<bool>>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
 
 impl Readiness {
     /// Work can be taken from now on (or no longer).
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+        self.0.send_replace(ready);
     }
 
     /// Whether work can be taken.
     pub fn is_ready(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.0.borrow()
+    }
+
+    /// Completes when work can be taken.
+    pub async fn ready(&self) {
+        // The sender lives in `self`, so the channel is open.
+        let _ = self.0.subscribe().wait_for(|ready| *ready).await;
     }
 }
 
@@ -78,22 +90,17 @@ impl Server {
     /// If reflection cannot be set up.
     pub fn router(&self, routes: Routes) -> io::Result<Router> {
         let (health, health_service) = tonic_health::server::health_reporter();
-        let readiness = self.readiness.clone();
-        // The overall health ("") follows readiness.
+        // The overall health ("") follows readiness, for as long as anybody can set it.
+        let mut readiness = self.readiness.0.subscribe();
         kiln_telemetry::spawn(async move {
-            let mut reported = None;
             loop {
-                let ready = readiness.is_ready();
-                if reported != Some(ready) {
-                    let status = if ready {
-                        tonic_health::ServingStatus::Serving
-                    } else {
-                        tonic_health::ServingStatus::NotServing
-                    };
-                    health.set_service_status("", status).await;
-                    reported = Some(ready);
+                let ready = *readiness.borrow_and_update();
+                let status =
+                    if ready { tonic_health::ServingStatus::Serving } else { tonic_health::ServingStatus::NotServing };
+                health.set_service_status("", status).await;
+                if readiness.changed().await.is_err() {
+                    return;
                 }
-                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         });
         let reflection = tonic_reflection::server::Builder::configure()
