@@ -16,10 +16,15 @@
 //! Consumers must therefore accept repetition. Messages are facts about the
 //! past and hints to look; the truth is in the owner's store.
 
+pub mod memory;
+pub mod topic;
+
 use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use memory::MemoryBus;
 
 /// Name of the topic exchange all events go through.
 pub const EXCHANGE: &str = "kiln.events";
