@@ -1,0 +1,2 @@
+//! Processes of tasks: start, watch, kill with all they started.
+pub mod guard;
