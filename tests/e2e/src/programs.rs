@@ -1,0 +1,69 @@
+//! Where the programs under test are.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use tokio::process::Command;
+
+use crate::server::Server;
+
+/// Root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+/// The `kiln` program: `KILN_BIN`, or what the same profile as this test has built.
+pub fn kiln() -> PathBuf {
+    built("KILN_BIN", "kiln", "cargo build")
+}
+
+/// The example that speaks gRPC: `TOP_WORDS_BIN`, or what the same profile as this test has built.
+pub fn top_words() -> PathBuf {
+    built("TOP_WORDS_BIN", "top-words", "cargo build -p top-words")
+}
+
+fn built(variable: &str, name: &str, how: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return PathBuf::from(path);
+    }
+    // target/<profile>/deps/<this test>
+    let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(name);
+    assert!(path.exists(), "{} is not there: run `{how}`, or `tests/run e2e`, which does", path.display());
+    path
+}
+
+/// The Python of one of the environments that `tests/run` makes: `2017` or `today`.
+pub fn python(environment: &str) -> PathBuf {
+    let path = root().join(format!(".venv-{environment}/bin/python"));
+    assert!(path.exists(), "{} is not there: run `tests/run setup`, which makes it", path.display());
+    path
+}
+
+/// Runs a client program against `server`, with the variables of `kiln env`.
+pub async fn run_client(server: &Server, program: &Path, arguments: &[&str]) -> Output {
+    let output = Command::new(program)
+        .args(arguments)
+        .envs(server.variables())
+        .current_dir(root())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    println!("{}", text(&output));
+    output
+}
+
+/// Runs `kiln` with `arguments` against `server`.
+pub async fn run_kiln(server: &Server, arguments: &[&str]) -> Output {
+    run_client(server, &kiln(), arguments).await
+}
+
+/// What a program printed, on both streams.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}({})",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+        output.status
+    )
+}
