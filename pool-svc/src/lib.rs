@@ -1,6 +1,8 @@
 //! Pools, nodes and the providers that make nodes.
 
 pub mod config;
+pub mod domain;
+pub mod store;
 
 use std::sync::Arc;
 
