@@ -60,10 +60,5 @@ pub async fn run_kiln(server: &Server, arguments: &[&str]) -> Output {
 
 /// What a program printed, on both streams.
 pub fn text(output: &Output) -> String {
-    format!(
-        "{}{}({})",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-        output.status
-    )
+    format!("{}{}({})", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr), output.status)
 }

@@ -95,7 +95,11 @@ impl Batch {
     /// With the account's key.
     pub fn of(server: &Server) -> Self {
         Self {
-            authority: server.variable("AZURE_BATCH_ENDPOINT").trim_start_matches("http://").trim_end_matches('/').to_owned(),
+            authority: server
+                .variable("AZURE_BATCH_ENDPOINT")
+                .trim_start_matches("http://")
+                .trim_end_matches('/')
+                .to_owned(),
             account: server.variable("AZURE_BATCH_ACCOUNT").to_owned(),
             key: SecretKey::from_base64(server.variable("AZURE_BATCH_ACCESS_KEY")).unwrap(),
         }
@@ -227,8 +231,11 @@ impl Blobs {
             ("x-ms-version".to_owned(), BLOB_VERSION.to_owned()),
         ];
         ms.extend(headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let mut canonical: Vec<_> =
-            ms.iter().filter(|(name, _)| name.starts_with("x-ms-")).map(|(name, value)| format!("{name}:{value}\n")).collect();
+        let mut canonical: Vec<_> = ms
+            .iter()
+            .filter(|(name, _)| name.starts_with("x-ms-"))
+            .map(|(name, value)| format!("{name}:{value}\n"))
+            .collect();
         canonical.sort();
         let standard = |name: &str| ms.iter().find(|(found, _)| found == name).map_or("", |(_, value)| value.as_str());
         let length = match announced.unwrap_or(body.len() as u64) {

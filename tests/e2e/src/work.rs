@@ -83,14 +83,18 @@ pub async fn counts(client: &Client, job_id: &str) -> Option<TaskCounts> {
 }
 
 /// Waits until `done` says so of the job's counts.
-pub async fn until_counts(client: &Client, job_id: &str, limit: Duration, done: impl Fn(&TaskCounts) -> bool) -> TaskCounts {
+pub async fn until_counts(
+    client: &Client,
+    job_id: &str,
+    limit: Duration,
+    done: impl Fn(&TaskCounts) -> bool,
+) -> TaskCounts {
     until("the tasks get there", limit, async || counts(client, job_id).await.filter(&done)).await
 }
 
 /// One task.
 pub async fn task(client: &Client, job_id: &str, task_id: &str) -> Task {
-    let request =
-        GetTaskRequest { job_id: job_id.to_owned(), task_id: task_id.to_owned(), ..Default::default() };
+    let request = GetTaskRequest { job_id: job_id.to_owned(), task_id: task_id.to_owned(), ..Default::default() };
     client.jobs().get_task(request).await.unwrap().into_inner().task.unwrap()
 }
 
@@ -107,8 +111,7 @@ pub async fn run_task(client: &Client, job_id: &str, spec: TaskSpec) -> Task {
 
 /// All attempts of a task.
 pub async fn attempts(client: &Client, job_id: &str, task_id: &str) -> Vec<Attempt> {
-    let request =
-        ListAttemptsRequest { job_id: job_id.to_owned(), task_id: task_id.to_owned(), ..Default::default() };
+    let request = ListAttemptsRequest { job_id: job_id.to_owned(), task_id: task_id.to_owned(), ..Default::default() };
     client.jobs().list_attempts(request).await.unwrap().into_inner().attempts
 }
 

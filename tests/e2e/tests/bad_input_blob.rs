@@ -55,7 +55,12 @@ async fn a_sas_gives_what_it_says_and_no_more() {
     is("read only: write", &blobs.unsigned("PUT", &read("c/b"), &[BLOCK_BLOB], b"x").await, 403, denied);
     is("read only: delete", &blobs.unsigned("DELETE", &read("c/b"), &[], b"").await, 403, denied);
     is("write only: read", &blobs.unsigned("GET", &write("c/b"), &[], b"").await, 403, denied);
-    is("write only: list", &blobs.unsigned("GET", &write("c?restype=container&comp=list"), &[], b"").await, 403, denied);
+    is(
+        "write only: list",
+        &blobs.unsigned("GET", &write("c?restype=container&comp=list"), &[], b"").await,
+        403,
+        denied,
+    );
     let other = blobs.unsigned("GET", &read("c/other"), &[], b"").await;
     assert_eq!(other.status, 403, "a blob's SAS on another blob: {}", other.text());
     let container = blobs.unsigned("DELETE", &write("c?restype=container"), &[], b"").await;

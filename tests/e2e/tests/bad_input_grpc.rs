@@ -7,8 +7,8 @@ use kiln_e2e::server::Server;
 use kiln_e2e::work::{request_id, shell_task};
 use kiln_error::{Error, Kind};
 use kiln_proto::job::v1::{
-    AddTaskCollectionRequest, AddTaskRequest, AddTasksRequest, CreateJobRequest, GetJobRequest, GetTaskRequest, JobSpec,
-    ListJobsRequest,
+    AddTaskCollectionRequest, AddTaskRequest, AddTasksRequest, CreateJobRequest, GetJobRequest, GetTaskRequest,
+    JobSpec, ListJobsRequest,
 };
 use kiln_proto::pool::v1::{CreatePoolRequest, GetPoolRequest, PoolSpec, ResizePoolRequest};
 use kiln_proto::storage::v1::{CreateSasRequest, DownloadRequest, UploadHeader, UploadRequest, upload_request};
@@ -171,7 +171,9 @@ async fn bytes_that_are_no_message() {
     let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
     let bodies: [&[u8]; 4] = [b"", b"\0\0\0\0\x05\xff\xff\xff\xff\xff", b"\0\xff\xff\xff\xff", b"\x07garbage"];
     for body in bodies {
-        for method in ["kiln.job.v1.JobService/CreateJob", "kiln.job.v1.JobService/NoSuchMethod", "no.such.Service/Call"] {
+        for method in
+            ["kiln.job.v1.JobService/CreateJob", "kiln.job.v1.JobService/NoSuchMethod", "no.such.Service/Call"]
+        {
             let answer = http
                 .post(format!("{endpoint}/{method}"))
                 .header("content-type", "application/grpc")

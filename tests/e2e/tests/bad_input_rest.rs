@@ -28,7 +28,8 @@ async fn callers_who_cannot_prove_who_they_are() {
     }
     let altered = good.send_at("GET", "/pools", "", Timestamp::now(), &[("If-Match", "0x8D0")]).await;
     is("a signed header was added on the way", &altered, 403, "AuthenticationFailed");
-    for header in ["SharedKey", "SharedKey a", "SharedKey a:!!", "Basic YTpi", "Bearer nonsense", "Bearer kiln1.e30.x"] {
+    for header in ["SharedKey", "SharedKey a", "SharedKey a:!!", "Basic YTpi", "Bearer nonsense", "Bearer kiln1.e30.x"]
+    {
         let answer = good.unsigned("GET", "/pools", &[("Authorization", header)]).await;
         assert!(matches!(answer.status, 400 | 401 | 403), "{header}: {}", answer.text());
         assert!(answer.code().contains("Authentication"), "{header}: {}", answer.text());
