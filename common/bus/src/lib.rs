@@ -16,7 +16,10 @@
 //! Consumers must therefore accept repetition. Messages are facts about the
 //! past and hints to look; the truth is in the owner's store.
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod memory;
+pub mod rabbitmq;
 pub mod topic;
 
 use std::fmt;
@@ -25,6 +28,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use memory::MemoryBus;
+pub use rabbitmq::{RabbitBus, RabbitConfig};
 
 /// Name of the topic exchange all events go through.
 pub const EXCHANGE: &str = "kiln.events";

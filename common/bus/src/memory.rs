@@ -268,3 +268,83 @@ impl Drop for MemoryAcker {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::conformance::{message, suite};
+
+    fn queue(prefetch: u16) -> QueueSpec {
+        QueueSpec { name: "q".into(), bindings: vec!["a.#".into()], prefetch }
+    }
+
+    #[tokio::test]
+    async fn it_keeps_the_contract() {
+        suite(Arc::new(MemoryBus::new()), "").await;
+    }
+
+    #[tokio::test]
+    async fn a_message_is_published_when_it_is_acknowledged_and_not_before() {
+        let bus = MemoryBus::new();
+        let mut subscription = bus.subscribe(&queue(10)).await.unwrap();
+        let mut publishing = std::pin::pin!(bus.publish(message("a.b", 1)));
+        assert!(publishing.as_mut().now_or_never().is_none());
+        let delivery = subscription.next().await.unwrap();
+        assert!(publishing.as_mut().now_or_never().is_none());
+        drop(delivery);
+        let again = subscription.next().await.unwrap();
+        assert!(again.redelivered && publishing.as_mut().now_or_never().is_none());
+        again.ack().await.unwrap();
+        publishing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_given_back_goes_to_its_old_place() {
+        let bus = MemoryBus::new();
+        let mut subscription = bus.subscribe(&queue(10)).await.unwrap();
+        let publishing = (0..5).map(|n| message("a.b", n)).collect();
+        let mut publishing = std::pin::pin!(bus.publish_all(publishing));
+        assert!(publishing.as_mut().now_or_never().is_none());
+        let held = [subscription.next().await.unwrap(), subscription.next().await.unwrap()];
+        drop(held);
+        for n in 0..5 {
+            let delivery = subscription.next().await.unwrap();
+            assert_eq!((delivery.message.id.clone(), delivery.redelivered), (n.to_string(), n < 2));
+            delivery.ack().await.unwrap();
+        }
+        publishing.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_makes_publishers_wait() {
+        let bus = MemoryBus::new();
+        bus.declare(&queue(10)).await.unwrap();
+        let all: Vec<Message> = (0..QUEUE_MESSAGES + 1).map(|n| message("a.b", n)).collect();
+        let mut publishing = std::pin::pin!(bus.publish_all(all));
+        assert!(publishing.as_mut().now_or_never().is_none());
+        let ready = || locked(&bus.queue(&queue(10)).state).ready.len();
+        assert_eq!(ready(), QUEUE_MESSAGES);
+        let mut subscription = bus.subscribe(&queue(10)).await.unwrap();
+        subscription.next().await.unwrap().ack().await.unwrap();
+        assert!(publishing.as_mut().now_or_never().is_none());
+        assert_eq!(ready(), QUEUE_MESSAGES);
+    }
+
+    #[tokio::test]
+    async fn closing_ends_everything_that_waits() {
+        let bus = MemoryBus::new();
+        let mut subscription = bus.subscribe(&queue(10)).await.unwrap();
+        bus.declare(&QueueSpec { name: "unread".into(), ..queue(10) }).await.unwrap();
+        let mut publishing = std::pin::pin!(bus.publish(message("a.b", 1)));
+        assert!(publishing.as_mut().now_or_never().is_none());
+        subscription.next().await.unwrap().ack().await.unwrap();
+        bus.close();
+        assert!(matches!(publishing.await, Err(BusError::Closed)));
+        assert!(matches!(subscription.next().await, Err(BusError::Closed)));
+        assert!(matches!(bus.declare(&queue(1)).await, Err(BusError::Closed)));
+    }
+}
