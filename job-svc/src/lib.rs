@@ -1,6 +1,8 @@
 //! Jobs, tasks and the scheduler.
 
 pub mod config;
+pub mod domain;
+pub mod store;
 
 use std::sync::Arc;
 

@@ -1,0 +1,139 @@
+//! Why a request about jobs or tasks is refused.
+
+use kiln_error::Kind;
+use kiln_ids::InvalidId;
+use kiln_store::StoreError;
+
+/// See the variants; [`kiln_error::Error`] is what callers get.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// There is no such job.
+    #[error("there is no job {0:?}")]
+    JobNotFound(String),
+    /// The id is taken.
+    #[error("the job {0:?} exists already")]
+    JobExists(String),
+    /// There is no such task.
+    #[error("there is no task {task:?} in the job {job:?}")]
+    TaskNotFound {
+        /// Job that was named.
+        job: String,
+        /// Task that was named.
+        task: String,
+    },
+    /// The id is taken.
+    #[error("the task {0:?} exists already in this job")]
+    TaskExists(String),
+    /// The job is being removed.
+    #[error("the job is being deleted")]
+    JobBeingDeleted,
+    /// The job is ending.
+    #[error("the job is being terminated")]
+    JobBeingTerminated,
+    /// The job is over.
+    #[error("the job has completed; nothing about it can change any more")]
+    JobCompleted,
+    /// The job's state does not allow it.
+    #[error("the job is {state}; {need}")]
+    JobState {
+        /// State it is in.
+        state: &'static str,
+        /// What would be needed.
+        need: &'static str,
+    },
+    /// The task is over.
+    #[error("the task has completed")]
+    TaskCompleted,
+    /// The task is not over.
+    #[error("the task has not completed; only completed tasks can be reactivated")]
+    TaskNotCompleted,
+    /// A successful task cannot be run again.
+    #[error("the task succeeded; only failed tasks can be reactivated")]
+    TaskSucceeded,
+    /// A precondition of the caller does not hold.
+    #[error("the condition {0} does not hold for the current version of the record")]
+    ConditionNotMet(&'static str),
+    /// A field has a value that is not allowed.
+    #[error("{name}: {why}")]
+    Invalid {
+        /// Azure's word for the class of the error.
+        reason: &'static str,
+        /// Field.
+        name: String,
+        /// Its value.
+        value: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A field is missing.
+    #[error("{0} is required")]
+    Missing(String),
+    /// A feature that this service does not have (yet).
+    #[error("{0} is not supported by this deployment; leave it out")]
+    Unsupported(&'static str),
+    /// Too much at once.
+    #[error("{what} has {size}; at most {max} are allowed")]
+    TooLarge {
+        /// Field.
+        what: &'static str,
+        /// How much it has.
+        size: usize,
+        /// How much it may have.
+        max: usize,
+    },
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(&'static str),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Error {
+    /// A field with a value that is not allowed.
+    pub fn invalid(name: impl Into<String>, value: impl ToString, why: impl Into<String>) -> Self {
+        Self::Invalid {
+            reason: "InvalidPropertyValue",
+            name: name.into(),
+            value: value.to_string(),
+            why: why.into(),
+        }
+    }
+
+    /// A field that holds no id.
+    pub fn bad_id(name: &str, value: &str, why: &InvalidId) -> Self {
+        Self::invalid(name, value, why.to_string())
+    }
+}
+
+impl From<Error> for kiln_error::Error {
+    fn from(error: Error) -> Self {
+        let text = error.to_string();
+        let make = |kind, reason: &'static str| Self::new(kind, reason, text.clone());
+        match error {
+            Error::JobNotFound(_) => make(Kind::NotFound, "JobNotFound"),
+            Error::JobExists(_) => make(Kind::AlreadyExists, "JobExists"),
+            Error::TaskNotFound { .. } => make(Kind::NotFound, "TaskNotFound"),
+            Error::TaskExists(_) => make(Kind::AlreadyExists, "TaskExists"),
+            Error::JobBeingDeleted => make(Kind::FailedPrecondition, "JobBeingDeleted"),
+            Error::JobBeingTerminated => make(Kind::FailedPrecondition, "JobBeingTerminated"),
+            Error::JobCompleted => make(Kind::FailedPrecondition, "JobCompleted"),
+            Error::JobState { .. } => make(Kind::FailedPrecondition, "OperationInvalidForCurrentState"),
+            Error::TaskCompleted => make(Kind::FailedPrecondition, "TaskCompleted"),
+            Error::TaskNotCompleted => make(Kind::FailedPrecondition, "TaskNotCompleted"),
+            Error::TaskSucceeded => make(Kind::FailedPrecondition, "TaskSucceeded"),
+            Error::ConditionNotMet(_) => make(Kind::ConditionNotMet, "ConditionNotMet"),
+            Error::Invalid { reason, name, value, why } => Self::new(Kind::InvalidArgument, reason, text)
+                .with_detail("PropertyName", name)
+                .with_detail("PropertyValue", value)
+                .with_detail("Reason", why),
+            Error::Missing(name) => Self::missing_property(&name),
+            Error::Unsupported(name) => {
+                make(Kind::Unimplemented, "UnsupportedProperty").with_detail("PropertyName", name)
+            }
+            Error::TooLarge { .. } => make(Kind::TooLarge, "RequestBodyTooLarge"),
+            Error::Unavailable(_) => make(Kind::Unavailable, "ServerBusy"),
+            Error::Store(error) => error.into(),
+        }
+    }
+}

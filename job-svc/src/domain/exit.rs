@@ -1,0 +1,121 @@
+//! What the end of a task means for its job.
+//!
+//! Looked up in this order: exact exit code, range of exit codes, pre-processing
+//! error, file upload error, default. An exit code that is named beats an upload
+//! error. `default` stands in for the absent entries of the two errors, never
+//! for exit code 0.
+
+use kiln_proto::job::v1::{ExitConditions, ExitOptions, JobAction as WireAction};
+
+use super::task::{AttemptEnd, EndCause};
+
+/// What to do with the job when a task ended like this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobAction {
+    /// Nothing.
+    None,
+    /// Disable it, tasks requeued.
+    Disable,
+    /// Terminate it.
+    Terminate,
+}
+
+/// The action for an end that is final.
+pub fn job_action(conditions: Option<&ExitConditions>, end: &AttemptEnd) -> JobAction {
+    let success = end.cause == EndCause::Exited && end.exit_code == Some(0) && end.failure.is_none();
+    let fallback = if success { JobAction::None } else { JobAction::Terminate };
+    match conditions.and_then(|conditions| options(conditions, end)) {
+        None => fallback,
+        Some(options) => match options.job_action() {
+            WireAction::Unspecified => fallback,
+            WireAction::None => JobAction::None,
+            WireAction::Disable => JobAction::Disable,
+            WireAction::Terminate => JobAction::Terminate,
+        },
+    }
+}
+
+fn options<'a>(conditions: &'a ExitConditions, end: &AttemptEnd) -> Option<&'a ExitOptions> {
+    let by_code = end.exit_code.and_then(|code| {
+        let exact = conditions.exit_codes.iter().find(|mapping| mapping.code == code);
+        let exact = exact.and_then(|mapping| mapping.exit_options.as_ref());
+        exact.or_else(|| {
+            let range = conditions.exit_code_ranges.iter().find(|range| (range.start..=range.end).contains(&code));
+            range.and_then(|range| range.exit_options.as_ref())
+        })
+    });
+    if by_code.is_some() {
+        return by_code;
+    }
+    let default = conditions.default.as_ref();
+    match end.cause {
+        EndCause::PreProcessingError => conditions.pre_processing_error.as_ref().or(default),
+        EndCause::FileUploadError => conditions.file_upload_error.as_ref().or(default),
+        EndCause::Exited if end.exit_code == Some(0) => None,
+        EndCause::Exited | EndCause::WallClockExpired | EndCause::Stopped | EndCause::AgentFailure => default,
+    }
+}
+
+/// Whether any condition names a job action, which needs a job that performs them.
+pub fn names_job_action(conditions: &ExitConditions) -> bool {
+    let codes = conditions.exit_codes.iter().map(|mapping| mapping.exit_options.as_ref());
+    let ranges = conditions.exit_code_ranges.iter().map(|mapping| mapping.exit_options.as_ref());
+    let rest = [&conditions.pre_processing_error, &conditions.file_upload_error, &conditions.default];
+    codes
+        .chain(ranges)
+        .chain(rest.into_iter().map(Option::as_ref))
+        .flatten()
+        .any(|options| options.job_action() != WireAction::Unspecified && options.job_action() != WireAction::None)
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_proto::job::v1::{ExitCodeMapping, ExitCodeRangeMapping};
+    use kiln_time::Timestamp;
+
+    use super::*;
+
+    fn end(cause: EndCause, exit_code: Option<i32>) -> AttemptEnd {
+        AttemptEnd { start: None, end: Timestamp::from_micros(1), exit_code, failure: None, cause }
+    }
+
+    fn options(action: WireAction) -> Option<ExitOptions> {
+        Some(ExitOptions { job_action: action.into(), dependency_action: 0 })
+    }
+
+    #[test]
+    fn the_order_of_the_lookup() {
+        let conditions = ExitConditions {
+            exit_codes: vec![ExitCodeMapping { code: 3, exit_options: options(WireAction::None) }],
+            exit_code_ranges: vec![ExitCodeRangeMapping {
+                start: 2,
+                end: 9,
+                exit_options: options(WireAction::Disable),
+            }],
+            pre_processing_error: options(WireAction::Disable),
+            file_upload_error: None,
+            default: options(WireAction::None),
+        };
+        use EndCause::{Exited, FileUploadError, PreProcessingError, WallClockExpired};
+        for (end, action) in [
+            (end(Exited, Some(0)), JobAction::None),
+            (end(Exited, Some(3)), JobAction::None),
+            (end(Exited, Some(4)), JobAction::Disable),
+            (end(Exited, Some(9)), JobAction::Disable),
+            (end(Exited, Some(10)), JobAction::None),
+            (end(PreProcessingError, None), JobAction::Disable),
+            (end(FileUploadError, Some(0)), JobAction::None),
+            (end(FileUploadError, Some(4)), JobAction::Disable),
+            (end(WallClockExpired, Some(137)), JobAction::None),
+        ] {
+            assert_eq!(job_action(Some(&conditions), &end), action, "{end:?}");
+        }
+        let nothing = ExitConditions::default();
+        for conditions in [None, Some(&nothing)] {
+            assert_eq!(job_action(conditions, &end(Exited, Some(0))), JobAction::None);
+            assert_eq!(job_action(conditions, &end(Exited, Some(1))), JobAction::Terminate);
+            assert_eq!(job_action(conditions, &end(FileUploadError, Some(0))), JobAction::Terminate);
+        }
+        assert!(names_job_action(&conditions) && !names_job_action(&nothing));
+    }
+}

@@ -1,0 +1,19 @@
+//! The rules of jobs and tasks, free of clock, network and database.
+//!
+//! - [`task`]: the state machine of a task and the rule of retries;
+//! - [`job`]: the state machine of a job;
+//! - [`exit`]: what the end of a task means for its job;
+//! - [`spec`]: what users may ask for. Specs are data that is kept and given
+//!   back unchanged, so they stay in their wire form; the facts the scheduler
+//!   needs are taken out once, when a task is added;
+//! - [`etag`]: versions of records as clients see them;
+//! - [`error`]: everything that can be refused.
+
+pub mod error;
+pub mod etag;
+pub mod exit;
+pub mod job;
+pub mod spec;
+pub mod task;
+
+pub use error::Error;

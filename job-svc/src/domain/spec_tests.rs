@@ -1,0 +1,121 @@
+//! What is refused, and with which word.
+
+use kiln_proto::job::v1::{
+    ExitCodeMapping, ExitConditions, ExitOptions, JobAction, JobManagerTask, MultiInstanceSettings, TaskDependencies,
+};
+
+use super::*;
+
+fn reason(error: Error) -> String {
+    kiln_error::Error::from(error).reason().to_owned()
+}
+
+fn task() -> TaskSpec {
+    TaskSpec { id: "t1".into(), command_line: "true".into(), ..TaskSpec::default() }
+}
+
+fn job() -> JobSpec {
+    JobSpec { pool_id: "p1".into(), ..JobSpec::default() }
+}
+
+fn file(source: Option<Source>, file_path: &str) -> ResourceFile {
+    ResourceFile { source, file_path: file_path.into(), ..ResourceFile::default() }
+}
+
+#[test]
+fn tasks_that_are_refused() {
+    let url = || Some(Source::HttpUrl("http://h/x".into()));
+    let env = |name: &str| EnvironmentSetting { name: name.into(), value: "v".into() };
+    let constraints = |count| Some(TaskConstraints { max_task_retry_count: Some(count), ..TaskConstraints::default() });
+    type Change = Box<dyn Fn(&mut TaskSpec)>;
+    let cases: Vec<(&str, Change)> = vec![
+        ("MissingRequiredProperty", Box::new(|t| t.id.clear())),
+        ("InvalidPropertyValue", Box::new(|t| t.id = "a/b".into())),
+        ("InvalidPropertyValue", Box::new(|t| t.id = "x".repeat(65))),
+        ("MissingRequiredProperty", Box::new(|t| t.command_line = "  ".into())),
+        ("InvalidPropertyValue", Box::new(|t| t.required_slots = -1)),
+        ("InvalidPropertyValue", Box::new(|t| t.required_slots = 257)),
+        ("MissingRequiredProperty", Box::new(|t| t.resource_files.push(file(None, "x")))),
+        ("MissingRequiredProperty", Box::new(move |t| t.resource_files.push(file(url(), "")))),
+        ("InvalidPropertyValue", Box::new(move |t| t.resource_files.push(file(url(), "../x")))),
+        ("InvalidPropertyValue", Box::new(move |t| t.resource_files.push(file(url(), "a/../../x")))),
+        ("InvalidPropertyValue", Box::new(move |t| t.resource_files.push(file(url(), "/etc/passwd")))),
+        (
+            "InvalidPropertyValue",
+            Box::new(|t| t.resource_files.push(file(Some(Source::HttpUrl("file:///etc".into())), "x"))),
+        ),
+        (
+            "InvalidPropertyValue",
+            Box::new(move |t| t.resource_files.push(ResourceFile { file_mode: "0999".into(), ..file(url(), "x") })),
+        ),
+        ("MissingRequiredProperty", Box::new(|t| t.output_files.push(OutputFile::default()))),
+        ("InvalidPropertyValue", Box::new(move |t| t.environment.push(env("AZ_BATCH_JOB_ID")))),
+        ("InvalidPropertyValue", Box::new(move |t| t.environment.push(env("A=B")))),
+        ("InvalidPropertyValue", Box::new(move |t| t.environment = vec![env("A"), env("A")])),
+        ("InvalidConstraintValue", Box::new(move |t| t.constraints = constraints(-2))),
+        ("UnsupportedProperty", Box::new(|t| t.multi_instance = Some(MultiInstanceSettings::default()))),
+        ("UnsupportedProperty", Box::new(|t| t.job_access = true)),
+        (
+            "TaskDependenciesNotSpecifiedOnJob",
+            Box::new(|t| {
+                t.depends_on = Some(TaskDependencies { task_ids: vec!["t0".into()], task_id_ranges: vec![] });
+            }),
+        ),
+        ("RequestBodyTooLarge", Box::new(|t| t.command_line = "x".repeat(MAX_SPEC_BYTES))),
+    ];
+    for (at, (expected, change)) in cases.into_iter().enumerate() {
+        let mut spec = task();
+        change(&mut spec);
+        let error = check_task(&spec).expect_err(&format!("case {at} ({expected})"));
+        assert_eq!(reason(error), expected, "case {at}");
+    }
+}
+
+#[test]
+fn facts_of_a_task() {
+    let (id, facts) = check_task(&task()).unwrap();
+    assert_eq!(id.as_str(), "t1");
+    assert_eq!(facts, TaskFacts { slots: 1, max_retries: INHERIT_RETRIES, affinity: 0 });
+    let hinted = TaskSpec { affinity_id: "TVM:Node-1".into(), required_slots: 4, ..task() };
+    assert_eq!(check_task(&hinted).unwrap().1.affinity, affinity_hash("node-1"));
+}
+
+#[test]
+fn job_actions_need_a_job_that_performs_them() {
+    let mapping = ExitCodeMapping {
+        code: 1,
+        exit_options: Some(ExitOptions { job_action: JobAction::Terminate.into(), dependency_action: 0 }),
+    };
+    let spec = TaskSpec {
+        exit_conditions: Some(ExitConditions { exit_codes: vec![mapping], ..ExitConditions::default() }),
+        ..task()
+    };
+    assert!(check_task_in_job(&spec, JobRules { exit_actions: true }).is_ok());
+    assert!(check_task_in_job(&spec, JobRules { exit_actions: false }).is_err());
+}
+
+#[test]
+fn jobs_that_are_refused() {
+    type Change = Box<dyn Fn(&mut JobSpec)>;
+    let cases: Vec<(&str, Change)> = vec![
+        ("MissingRequiredProperty", Box::new(|j| j.pool_id.clear())),
+        ("InvalidPropertyValue", Box::new(|j| j.pool_id = "p 1".into())),
+        ("OutOfRangePriority", Box::new(|j| j.priority = 1001)),
+        ("InvalidPropertyValue", Box::new(|j| j.max_parallel_tasks = Some(0))),
+        ("UnsupportedProperty", Box::new(|j| j.job_manager_task = Some(JobManagerTask::default()))),
+        ("UnsupportedProperty", Box::new(|j| j.uses_task_dependencies = true)),
+        ("InvalidPropertyValue", Box::new(|j| j.on_task_failure = 77)),
+        ("EmptyMetadataKey", Box::new(|j| j.metadata.push(NameValue::default()))),
+        (
+            "InvalidConstraintValue",
+            Box::new(|j| j.constraints = Some(JobConstraints { max_task_retry_count: -2, ..JobConstraints::default() })),
+        ),
+    ];
+    for (at, (expected, change)) in cases.into_iter().enumerate() {
+        let mut spec = job();
+        change(&mut spec);
+        assert_eq!(reason(check_job("j1", &spec).unwrap_err()), expected, "case {at}");
+    }
+    assert!(check_job("j:1", &job()).is_err());
+    assert!(check_job("J1", &job()).is_ok());
+}

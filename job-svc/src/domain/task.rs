@@ -1,0 +1,539 @@
+//! The state machine of a task.
+//!
+//! | state \ event | assign | start | finish | retry | requeue | terminate | reactivate |
+//! |---|---|---|---|---|---|---|---|
+//! | active | running, attempt + 1 | - | - | - | - | completed | `TaskNotCompleted` |
+//! | running | - | running | completed | active, retries + 1 | active | completed | `TaskNotCompleted` |
+//! | completed | - | - | - | - | - | `TaskCompleted` | active if failed, else `TaskSucceeded` |
+//!
+//! `-` is refused as [`Rejected::Impossible`]: the scheduler never asks for it
+//! unless its picture is wrong. Events that speak of an attempt are refused as
+//! [`Rejected::Stale`] when it is not the current one.
+//!
+//! What one attempt did is in the task until the next begins; [`Transition`]
+//! hands it out at that moment, to be kept as history.
+
+use std::sync::Arc;
+
+use kiln_ids::NodeId;
+use kiln_proto::common::v1::{ErrorCategory, FailureInfo, NameValue};
+use kiln_time::Timestamp;
+
+/// Failure code of tasks that were ended by request or by their wall clock.
+pub const TASK_ENDED: &str = "TaskEnded";
+/// Failure code of tasks whose process ended with a code other than 0.
+pub const FAILURE_EXIT_CODE: &str = "FailureExitCode";
+
+/// What changes about a task as it is run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// Where it stands.
+    pub state: TaskState,
+    /// Since when.
+    pub since: Timestamp,
+    /// The state before, and since when it was in that.
+    pub previous: Option<(Phase, Timestamp)>,
+    /// Number of the latest attempt; 0 before the first.
+    pub attempt: u32,
+    /// Retries after exit codes other than 0.
+    pub retry_count: u32,
+    /// When the latest of them was decided.
+    pub last_retry: Option<Timestamp>,
+    /// Requeues that a user caused.
+    pub requeue_count: u32,
+    /// When the latest of them happened.
+    pub last_requeue: Option<Timestamp>,
+    /// Requeues that the service decided.
+    pub internal_retry_count: u32,
+}
+
+/// Where a task stands, with the data of that state.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskState {
+    /// Waits for a node.
+    Active,
+    /// Bound to a node.
+    Running {
+        /// Which.
+        node: Arc<NodeId>,
+        /// When it was bound.
+        assigned: Timestamp,
+        /// When the agent began; absent until it said so.
+        started: Option<Timestamp>,
+    },
+    /// Over.
+    Completed {
+        /// When.
+        end: Timestamp,
+        /// How.
+        outcome: Outcome,
+        /// Where it ran last; absent if it never ran.
+        run: Option<Run>,
+        /// Exit code of the process, if one ended.
+        exit_code: Option<i32>,
+        /// Why it failed; present exactly if it did.
+        failure: Option<FailureInfo>,
+    },
+}
+
+/// The name of a state alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// See [`TaskState::Active`].
+    Active,
+    /// See [`TaskState::Running`].
+    Running,
+    /// See [`TaskState::Completed`].
+    Completed,
+}
+
+/// The place and the times of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// Node it was bound to.
+    pub node: Arc<NodeId>,
+    /// When it was bound.
+    pub assigned: Timestamp,
+    /// When the agent began.
+    pub started: Option<Timestamp>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0, everything uploaded.
+    Succeeded,
+    /// Anything else that the task itself did.
+    Failed,
+    /// Ended by request.
+    Terminated,
+    /// Given back because a user wanted it (disable, node action).
+    Requeued,
+    /// Given back because its node was lost.
+    NodeLost,
+}
+
+/// What ended an attempt, as its agent saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndCause {
+    /// The process ended.
+    Exited,
+    /// Resource files, directory or launch failed.
+    PreProcessingError,
+    /// The process ended, but its files could not be uploaded.
+    FileUploadError,
+    /// The task's wall clock ran out.
+    WallClockExpired,
+    /// Stopped as we asked.
+    Stopped,
+    /// The agent's fault.
+    AgentFailure,
+}
+
+/// The agent's report of an end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptEnd {
+    /// When the attempt began, by the agent's clock.
+    pub start: Option<Timestamp>,
+    /// When it ended.
+    pub end: Timestamp,
+    /// Exit code, if a process ended.
+    pub exit_code: Option<i32>,
+    /// Why it failed.
+    pub failure: Option<FailureInfo>,
+    /// What ended it.
+    pub cause: EndCause,
+}
+
+/// One attempt that is over.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttemptRecord {
+    /// Its number.
+    pub number: u32,
+    /// Where and when it ran.
+    pub run: Run,
+    /// When it ended.
+    pub end: Timestamp,
+    /// Exit code, if a process ended.
+    pub exit_code: Option<i32>,
+    /// Why it failed.
+    pub failure: Option<FailureInfo>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// What happens to a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TaskEvent {
+    /// Bind it to a node: the next attempt begins.
+    Assign {
+        /// Which.
+        node: Arc<NodeId>,
+    },
+    /// The agent began with the attempt.
+    Start {
+        /// Attempt that was reported.
+        attempt: u32,
+        /// When, by the agent's clock.
+        at: Timestamp,
+    },
+    /// The attempt ended and the task with it.
+    Finish {
+        /// Attempt that was reported.
+        attempt: u32,
+        /// What was reported.
+        end: AttemptEnd,
+    },
+    /// The attempt ended with an exit code that is tried again.
+    Retry {
+        /// Attempt that was reported.
+        attempt: u32,
+        /// What was reported.
+        end: AttemptEnd,
+    },
+    /// The attempt is over without being the task's fault.
+    Requeue {
+        /// Attempt that is over.
+        attempt: u32,
+        /// Whose wish it was.
+        cause: RequeueCause,
+    },
+    /// A user, the job or a node action ends the task.
+    Terminate,
+    /// A user wants a failed task to run again.
+    Reactivate,
+}
+
+/// Why a task goes back to the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequeueCause {
+    /// The job was disabled.
+    JobDisabled,
+    /// The node is taken away or stopped, tasks to be requeued.
+    NodeAction,
+    /// The node was not heard of for its lease, or began a new life.
+    NodeLost,
+    /// The agent could not run it.
+    AgentFailure,
+}
+
+impl RequeueCause {
+    /// Whether a user caused it.
+    pub fn by_user(self) -> bool {
+        matches!(self, Self::JobDisabled | Self::NodeAction)
+    }
+
+    /// The word events give as reason.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::JobDisabled => "JobDisabled",
+            Self::NodeAction => "NodeAction",
+            Self::NodeLost => "NodeLost",
+            Self::AgentFailure => "AgentFailure",
+        }
+    }
+}
+
+/// A task after an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transition {
+    /// The task as it is now.
+    pub task: Task,
+    /// An attempt that moved into history.
+    pub history: Option<AttemptRecord>,
+}
+
+/// Why an event does not apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// It speaks of another attempt than the current one.
+    #[error("the attempt is not the current one")]
+    Stale,
+    /// The state knows no such event.
+    #[error("the state does not know this event")]
+    Impossible,
+    /// See [`super::Error::TaskCompleted`].
+    #[error("the task has completed")]
+    TaskCompleted,
+    /// See [`super::Error::TaskNotCompleted`].
+    #[error("the task has not completed")]
+    TaskNotCompleted,
+    /// See [`super::Error::TaskSucceeded`].
+    #[error("the task succeeded")]
+    TaskSucceeded,
+}
+
+impl From<Rejected> for super::Error {
+    fn from(rejected: Rejected) -> Self {
+        match rejected {
+            Rejected::TaskCompleted => Self::TaskCompleted,
+            Rejected::TaskSucceeded => Self::TaskSucceeded,
+            Rejected::TaskNotCompleted | Rejected::Stale | Rejected::Impossible => Self::TaskNotCompleted,
+        }
+    }
+}
+
+/// What becomes of a task whose attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The task is over.
+    Finish,
+    /// The next attempt, counted as a retry.
+    Retry,
+    /// The next attempt, not counted against the task.
+    Requeue,
+}
+
+/// The rule of retries: only exit codes other than 0 are tried again, `max`
+/// times, or without end if it is -1.
+pub fn judge(end: &AttemptEnd, retry_count: u32, max: i32) -> Verdict {
+    match end.cause {
+        EndCause::Exited if end.exit_code.is_some_and(|code| code != 0) => {
+            if max < 0 || i64::from(retry_count) < i64::from(max) { Verdict::Retry } else { Verdict::Finish }
+        }
+        EndCause::Exited
+        | EndCause::PreProcessingError
+        | EndCause::FileUploadError
+        | EndCause::WallClockExpired => Verdict::Finish,
+        EndCause::Stopped | EndCause::AgentFailure => Verdict::Requeue,
+    }
+}
+
+impl TaskState {
+    /// The name of the state.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Self::Active => Phase::Active,
+            Self::Running { .. } => Phase::Running,
+            Self::Completed { .. } => Phase::Completed,
+        }
+    }
+}
+
+impl Task {
+    /// A task that was just added.
+    pub fn new(now: Timestamp) -> Self {
+        Self {
+            state: TaskState::Active,
+            since: now,
+            previous: None,
+            attempt: 0,
+            retry_count: 0,
+            last_retry: None,
+            requeue_count: 0,
+            last_requeue: None,
+            internal_retry_count: 0,
+        }
+    }
+
+    /// The task after `event`.
+    ///
+    /// # Errors
+    /// [`Rejected`] if the event does not apply; nothing has changed then.
+    pub fn apply(&self, event: TaskEvent, now: Timestamp) -> Result<Transition, Rejected> {
+        match (&self.state, event) {
+            (TaskState::Active, TaskEvent::Assign { node }) => {
+                let mut task = self.moved(TaskState::Running { node, assigned: now, started: None }, now);
+                task.attempt += 1;
+                Ok(Transition { task, history: None })
+            }
+            (TaskState::Active, TaskEvent::Terminate) => {
+                let state = TaskState::Completed {
+                    end: now,
+                    outcome: Outcome::Terminated,
+                    run: None,
+                    exit_code: None,
+                    failure: Some(ended_failure()),
+                };
+                Ok(Transition { task: self.moved(state, now), history: None })
+            }
+            (TaskState::Running { node, assigned, .. }, TaskEvent::Start { attempt, at }) => {
+                self.expect(attempt)?;
+                let mut task = self.clone();
+                task.state =
+                    TaskState::Running { node: node.clone(), assigned: *assigned, started: Some(at) };
+                Ok(Transition { task, history: None })
+            }
+            (TaskState::Running { node, assigned, started }, TaskEvent::Finish { attempt, end }) => {
+                self.expect(attempt)?;
+                let run = Run { node: node.clone(), assigned: *assigned, started: started.or(end.start) };
+                let failure = failure_of(&end);
+                let outcome = if failure.is_some() { Outcome::Failed } else { Outcome::Succeeded };
+                let state = TaskState::Completed {
+                    end: end.end,
+                    outcome,
+                    run: Some(run),
+                    exit_code: end.exit_code,
+                    failure,
+                };
+                Ok(Transition { task: self.moved(state, now), history: None })
+            }
+            (TaskState::Running { node, assigned, started }, TaskEvent::Retry { attempt, end }) => {
+                self.expect(attempt)?;
+                let history = AttemptRecord {
+                    number: attempt,
+                    run: Run { node: node.clone(), assigned: *assigned, started: started.or(end.start) },
+                    end: end.end,
+                    exit_code: end.exit_code,
+                    failure: failure_of(&end),
+                    outcome: Outcome::Failed,
+                };
+                let mut task = self.moved(TaskState::Active, now);
+                task.retry_count += 1;
+                task.last_retry = Some(now);
+                Ok(Transition { task, history: Some(history) })
+            }
+            (TaskState::Running { node, assigned, started }, TaskEvent::Requeue { attempt, cause }) => {
+                self.expect(attempt)?;
+                let history = AttemptRecord {
+                    number: attempt,
+                    run: Run { node: node.clone(), assigned: *assigned, started: *started },
+                    end: now,
+                    exit_code: None,
+                    failure: None,
+                    outcome: if cause.by_user() { Outcome::Requeued } else { Outcome::NodeLost },
+                };
+                let mut task = self.moved(TaskState::Active, now);
+                if cause.by_user() {
+                    task.requeue_count += 1;
+                    task.last_requeue = Some(now);
+                } else {
+                    task.internal_retry_count += 1;
+                }
+                Ok(Transition { task, history: Some(history) })
+            }
+            (TaskState::Running { node, assigned, started }, TaskEvent::Terminate) => {
+                let state = TaskState::Completed {
+                    end: now,
+                    outcome: Outcome::Terminated,
+                    run: Some(Run { node: node.clone(), assigned: *assigned, started: *started }),
+                    exit_code: None,
+                    failure: Some(ended_failure()),
+                };
+                Ok(Transition { task: self.moved(state, now), history: None })
+            }
+            (TaskState::Completed { outcome: Outcome::Succeeded, .. }, TaskEvent::Reactivate) => {
+                Err(Rejected::TaskSucceeded)
+            }
+            (TaskState::Completed { end, outcome, run, exit_code, failure }, TaskEvent::Reactivate) => {
+                let history = run.as_ref().map(|run| AttemptRecord {
+                    number: self.attempt,
+                    run: run.clone(),
+                    end: *end,
+                    exit_code: *exit_code,
+                    failure: failure.clone(),
+                    outcome: *outcome,
+                });
+                let mut task = self.moved(TaskState::Active, now);
+                task.retry_count = 0;
+                task.last_retry = None;
+                Ok(Transition { task, history })
+            }
+            (TaskState::Completed { .. }, TaskEvent::Terminate) => Err(Rejected::TaskCompleted),
+            (TaskState::Active | TaskState::Running { .. }, TaskEvent::Reactivate) => Err(Rejected::TaskNotCompleted),
+            (
+                TaskState::Active,
+                TaskEvent::Start { .. }
+                | TaskEvent::Finish { .. }
+                | TaskEvent::Retry { .. }
+                | TaskEvent::Requeue { .. },
+            )
+            | (TaskState::Running { .. }, TaskEvent::Assign { .. })
+            | (
+                TaskState::Completed { .. },
+                TaskEvent::Assign { .. }
+                | TaskEvent::Start { .. }
+                | TaskEvent::Finish { .. }
+                | TaskEvent::Retry { .. }
+                | TaskEvent::Requeue { .. },
+            ) => Err(Rejected::Impossible),
+        }
+    }
+
+    /// The latest attempt as history would show it; absent before the first and
+    /// while the task waits for the next (history has it then).
+    pub fn latest_attempt(&self) -> Option<LatestAttempt> {
+        match &self.state {
+            TaskState::Active => None,
+            TaskState::Running { node, assigned, started } => Some(LatestAttempt::Running {
+                number: self.attempt,
+                run: Run { node: node.clone(), assigned: *assigned, started: *started },
+            }),
+            TaskState::Completed { end, outcome, run, exit_code, failure } => {
+                run.as_ref().map(|run| {
+                    LatestAttempt::Over(AttemptRecord {
+                        number: self.attempt,
+                        run: run.clone(),
+                        end: *end,
+                        exit_code: *exit_code,
+                        failure: failure.clone(),
+                        outcome: *outcome,
+                    })
+                })
+            }
+        }
+    }
+
+    fn expect(&self, attempt: u32) -> Result<(), Rejected> {
+        if attempt == self.attempt { Ok(()) } else { Err(Rejected::Stale) }
+    }
+
+    fn moved(&self, state: TaskState, now: Timestamp) -> Self {
+        Self { state, since: now, previous: Some((self.state.phase(), self.since)), ..self.clone() }
+    }
+}
+
+/// See [`Task::latest_attempt`].
+#[derive(Debug, Clone, PartialEq)]
+pub enum LatestAttempt {
+    /// It runs.
+    Running {
+        /// Its number.
+        number: u32,
+        /// Where and since when.
+        run: Run,
+    },
+    /// It ended and the task with it.
+    Over(AttemptRecord),
+}
+
+/// The failure of an end, made up where the agent gave none.
+fn failure_of(end: &AttemptEnd) -> Option<FailureInfo> {
+    if end.failure.is_some() {
+        return end.failure.clone();
+    }
+    match end.cause {
+        EndCause::Exited => match end.exit_code {
+            Some(0) => None,
+            code => Some(FailureInfo {
+                category: ErrorCategory::User.into(),
+                code: FAILURE_EXIT_CODE.to_owned(),
+                message: "The task process exited with an unexpected exit code".to_owned(),
+                details: code
+                    .map(|code| NameValue { name: "ExitCode".to_owned(), value: code.to_string() })
+                    .into_iter()
+                    .collect(),
+            }),
+        },
+        EndCause::WallClockExpired | EndCause::Stopped => Some(ended_failure()),
+        EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::AgentFailure => Some(FailureInfo {
+            category: ErrorCategory::Server.into(),
+            code: "Unknown".to_owned(),
+            message: "The node gave no reason for the failure".to_owned(),
+            details: Vec::new(),
+        }),
+    }
+}
+
+fn ended_failure() -> FailureInfo {
+    FailureInfo {
+        category: ErrorCategory::User.into(),
+        code: TASK_ENDED.to_owned(),
+        message: "The task was ended by request".to_owned(),
+        details: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;

@@ -1,0 +1,323 @@
+//! How the changing parts of jobs and tasks are packed into one column each.
+//!
+//! They are written on every step of a task and only read as a whole, so one
+//! compact value is cheaper than a dozen columns. Fields are only ever added.
+
+use std::sync::Arc;
+
+use kiln_ids::NodeId;
+use kiln_proto::common::v1::FailureInfo;
+use kiln_store::StoreError;
+use kiln_time::Timestamp;
+use prost::Message;
+
+use crate::domain::job::{DisableTasks, JobLife, JobState};
+use crate::domain::task::{AttemptRecord, Outcome, Phase, Run, Task, TaskState};
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredTask {
+    #[prost(uint32, tag = "1")]
+    phase: u32,
+    #[prost(sfixed64, tag = "2")]
+    since: i64,
+    #[prost(uint32, tag = "3")]
+    previous_phase: u32,
+    #[prost(sfixed64, tag = "4")]
+    previous_since: i64,
+    #[prost(uint32, tag = "5")]
+    attempt: u32,
+    #[prost(uint32, tag = "6")]
+    retry_count: u32,
+    #[prost(sfixed64, optional, tag = "7")]
+    last_retry: Option<i64>,
+    #[prost(uint32, tag = "8")]
+    requeue_count: u32,
+    #[prost(sfixed64, optional, tag = "9")]
+    last_requeue: Option<i64>,
+    #[prost(uint32, tag = "10")]
+    internal_retry_count: u32,
+    #[prost(message, optional, tag = "11")]
+    run: Option<StoredRun>,
+    #[prost(message, optional, tag = "12")]
+    end: Option<StoredEnd>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredRun {
+    #[prost(string, tag = "1")]
+    node: String,
+    #[prost(sfixed64, tag = "2")]
+    assigned: i64,
+    #[prost(sfixed64, optional, tag = "3")]
+    started: Option<i64>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredEnd {
+    #[prost(sfixed64, tag = "1")]
+    end: i64,
+    #[prost(uint32, tag = "2")]
+    outcome: u32,
+    #[prost(int32, optional, tag = "3")]
+    exit_code: Option<i32>,
+    #[prost(message, optional, tag = "4")]
+    failure: Option<FailureInfo>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredAttempt {
+    #[prost(uint32, tag = "1")]
+    number: u32,
+    #[prost(message, optional, tag = "2")]
+    run: Option<StoredRun>,
+    #[prost(message, optional, tag = "3")]
+    end: Option<StoredEnd>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredLife {
+    #[prost(uint32, tag = "1")]
+    state: u32,
+    #[prost(sfixed64, tag = "2")]
+    since: i64,
+    #[prost(uint32, tag = "3")]
+    previous: u32,
+    #[prost(sfixed64, tag = "4")]
+    previous_since: i64,
+    #[prost(sfixed64, optional, tag = "5")]
+    end: Option<i64>,
+    #[prost(string, tag = "6")]
+    terminate_reason: String,
+}
+
+/// The number under which a phase is kept.
+pub fn phase_number(phase: Phase) -> u32 {
+    match phase {
+        Phase::Active => 1,
+        Phase::Running => 3,
+        Phase::Completed => 4,
+    }
+}
+
+fn phase(number: u32) -> Option<Phase> {
+    match number {
+        1 => Some(Phase::Active),
+        3 => Some(Phase::Running),
+        4 => Some(Phase::Completed),
+        _ => None,
+    }
+}
+
+fn outcome_number(outcome: Outcome) -> u32 {
+    match outcome {
+        Outcome::Succeeded => 1,
+        Outcome::Failed => 2,
+        Outcome::Terminated => 3,
+        Outcome::Requeued => 4,
+        Outcome::NodeLost => 5,
+    }
+}
+
+fn outcome(number: u32) -> Result<Outcome, StoreError> {
+    Ok(match number {
+        1 => Outcome::Succeeded,
+        2 => Outcome::Failed,
+        3 => Outcome::Terminated,
+        4 => Outcome::Requeued,
+        5 => Outcome::NodeLost,
+        other => return Err(damaged(format!("outcome {other}"))),
+    })
+}
+
+fn damaged(what: impl Into<String>) -> StoreError {
+    StoreError::Damaged(what.into())
+}
+
+fn at(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros)
+}
+
+fn stored_run(run: &Run) -> StoredRun {
+    StoredRun {
+        node: run.node.as_str().to_owned(),
+        assigned: run.assigned.as_micros(),
+        started: run.started.map(Timestamp::as_micros),
+    }
+}
+
+fn run(stored: StoredRun) -> Result<Run, StoreError> {
+    let node = NodeId::parse(&stored.node).map_err(|why| damaged(why.to_string()))?;
+    Ok(Run { node: Arc::new(node), assigned: at(stored.assigned), started: stored.started.map(at) })
+}
+
+/// Packs what changes about a task.
+pub fn encode_task(task: &Task) -> Vec<u8> {
+    let (run, end) = match &task.state {
+        TaskState::Active => (None, None),
+        TaskState::Running { node, assigned, started } => {
+            (Some(stored_run(&Run { node: node.clone(), assigned: *assigned, started: *started })), None)
+        }
+        TaskState::Completed { end, outcome, run, exit_code, failure } => (
+            run.as_ref().map(stored_run),
+            Some(StoredEnd {
+                end: end.as_micros(),
+                outcome: outcome_number(*outcome),
+                exit_code: *exit_code,
+                failure: failure.clone(),
+            }),
+        ),
+    };
+    let stored = StoredTask {
+        phase: phase_number(task.state.phase()),
+        since: task.since.as_micros(),
+        previous_phase: task.previous.map_or(0, |(phase, _)| phase_number(phase)),
+        previous_since: task.previous.map_or(0, |(_, since)| since.as_micros()),
+        attempt: task.attempt,
+        retry_count: task.retry_count,
+        last_retry: task.last_retry.map(Timestamp::as_micros),
+        requeue_count: task.requeue_count,
+        last_requeue: task.last_requeue.map(Timestamp::as_micros),
+        internal_retry_count: task.internal_retry_count,
+        run,
+        end,
+    };
+    stored.encode_to_vec()
+}
+
+/// Unpacks what [`encode_task`] packed.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if it cannot be understood.
+pub fn decode_task(bytes: &[u8]) -> Result<Task, StoreError> {
+    let stored = StoredTask::decode(bytes).map_err(|error| damaged(format!("task: {error}")))?;
+    let run = stored.run.map(run).transpose()?;
+    let state = match phase(stored.phase) {
+        Some(Phase::Active) => TaskState::Active,
+        Some(Phase::Running) => {
+            let run = run.ok_or_else(|| damaged("a running task without a node"))?;
+            TaskState::Running { node: run.node, assigned: run.assigned, started: run.started }
+        }
+        Some(Phase::Completed) => {
+            let end = stored.end.ok_or_else(|| damaged("a completed task without an end"))?;
+            TaskState::Completed {
+                end: at(end.end),
+                outcome: outcome(end.outcome)?,
+                run,
+                exit_code: end.exit_code,
+                failure: end.failure,
+            }
+        }
+        None => return Err(damaged(format!("task phase {}", stored.phase))),
+    };
+    Ok(Task {
+        state,
+        since: at(stored.since),
+        previous: phase(stored.previous_phase).map(|phase| (phase, at(stored.previous_since))),
+        attempt: stored.attempt,
+        retry_count: stored.retry_count,
+        last_retry: stored.last_retry.map(at),
+        requeue_count: stored.requeue_count,
+        last_requeue: stored.last_requeue.map(at),
+        internal_retry_count: stored.internal_retry_count,
+    })
+}
+
+/// Packs an attempt that is over.
+pub fn encode_attempt(attempt: &AttemptRecord) -> Vec<u8> {
+    let stored = StoredAttempt {
+        number: attempt.number,
+        run: Some(stored_run(&attempt.run)),
+        end: Some(StoredEnd {
+            end: attempt.end.as_micros(),
+            outcome: outcome_number(attempt.outcome),
+            exit_code: attempt.exit_code,
+            failure: attempt.failure.clone(),
+        }),
+    };
+    stored.encode_to_vec()
+}
+
+/// Unpacks what [`encode_attempt`] packed.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if it cannot be understood.
+pub fn decode_attempt(bytes: &[u8]) -> Result<AttemptRecord, StoreError> {
+    let stored = StoredAttempt::decode(bytes).map_err(|error| damaged(format!("attempt: {error}")))?;
+    let (Some(stored_run), Some(end)) = (stored.run, stored.end) else {
+        return Err(damaged("an attempt without run or end"));
+    };
+    Ok(AttemptRecord {
+        number: stored.number,
+        run: run(stored_run)?,
+        end: at(end.end),
+        exit_code: end.exit_code,
+        failure: end.failure,
+        outcome: outcome(end.outcome)?,
+    })
+}
+
+/// The number under which a job's state is kept.
+pub fn job_state_number(state: JobState) -> u32 {
+    match state {
+        JobState::Active => 1,
+        JobState::Disabling(DisableTasks::Requeue) => 2,
+        JobState::Disabling(DisableTasks::Terminate) => 12,
+        JobState::Disabling(DisableTasks::Wait) => 22,
+        JobState::Disabled => 3,
+        JobState::Enabling => 4,
+        JobState::Terminating => 5,
+        JobState::Completed => 6,
+        JobState::Deleting => 7,
+    }
+}
+
+/// The state kept under a number.
+///
+/// # Errors
+/// [`StoreError::Damaged`] for unknown numbers.
+pub fn job_state(number: u32) -> Result<JobState, StoreError> {
+    Ok(match number {
+        1 => JobState::Active,
+        2 => JobState::Disabling(DisableTasks::Requeue),
+        12 => JobState::Disabling(DisableTasks::Terminate),
+        22 => JobState::Disabling(DisableTasks::Wait),
+        3 => JobState::Disabled,
+        4 => JobState::Enabling,
+        5 => JobState::Terminating,
+        6 => JobState::Completed,
+        7 => JobState::Deleting,
+        other => return Err(damaged(format!("job state {other}"))),
+    })
+}
+
+/// Packs the history of a job's state.
+pub fn encode_life(life: &JobLife) -> Vec<u8> {
+    let stored = StoredLife {
+        state: job_state_number(life.state),
+        since: life.since.as_micros(),
+        previous: life.previous.map_or(0, |(state, _)| job_state_number(state)),
+        previous_since: life.previous.map_or(0, |(_, since)| since.as_micros()),
+        end: life.end.map(Timestamp::as_micros),
+        terminate_reason: life.terminate_reason.clone(),
+    };
+    stored.encode_to_vec()
+}
+
+/// Unpacks what [`encode_life`] packed.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if it cannot be understood.
+pub fn decode_life(bytes: &[u8]) -> Result<JobLife, StoreError> {
+    let stored = StoredLife::decode(bytes).map_err(|error| damaged(format!("job: {error}")))?;
+    let previous = match stored.previous {
+        0 => None,
+        number => Some((job_state(number)?, at(stored.previous_since))),
+    };
+    Ok(JobLife {
+        state: job_state(stored.state)?,
+        since: at(stored.since),
+        previous,
+        end: stored.end.map(at),
+        terminate_reason: stored.terminate_reason,
+    })
+}

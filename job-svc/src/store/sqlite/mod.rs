@@ -1,0 +1,229 @@
+//! The [`Store`] in one SQLite file.
+//!
+//! [`jobs`] and [`tasks`] are the API's half, [`schedule`] the scheduler's.
+//! Every function here takes the connection of a transaction; [`SqliteStore`]
+//! puts them into one.
+
+mod jobs;
+mod schedule;
+mod tasks;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use kiln_ids::{AccountName, JobId, PoolId, TaskId};
+use kiln_store::rusqlite::{Connection, OptionalExtension, params};
+use kiln_store::{Database, Durability, Migration, StoreError, outbox, requests};
+use kiln_time::Timestamp;
+
+use super::model::*;
+use super::Store;
+use crate::domain::Error;
+use crate::domain::etag::Precondition;
+use crate::domain::task::AttemptRecord;
+
+/// Name under which events are announced.
+const SERVICE: &str = "job-svc";
+
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, sql: outbox::SCHEMA },
+    Migration { version: 2, sql: requests::SCHEMA },
+    Migration { version: 3, sql: include_str!("../schema.sql") },
+];
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    database: Database,
+}
+
+impl SqliteStore {
+    /// Opens the file, making it if needed.
+    ///
+    /// # Errors
+    /// [`StoreError`] if that fails.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { database: Database::open(path, Durability::PowerLoss, MIGRATIONS).await? })
+    }
+
+    /// For the outbox relay.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+}
+
+/// Numbers in the file are signed.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+fn db(error: kiln_store::rusqlite::Error) -> Error {
+    Error::Store(error.into())
+}
+
+fn damaged(what: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged(what.to_string())
+}
+
+/// Looks up the answer to a request; `None` if it is new.
+fn before(connection: &Connection, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error> {
+    Ok(requests::lookup(connection, &account.key(), request.method, &request.id)?)
+}
+
+fn remember(
+    connection: &Connection,
+    account: &AccountName,
+    request: &Request,
+    answer: &[u8],
+    now: Timestamp,
+) -> Result<(), Error> {
+    Ok(requests::record(connection, &account.key(), request.method, &request.id, answer, now.as_micros())?)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn create_job(&self, job: NewJob, request: Request) -> Result<Answered<JobRow>, Error> {
+        self.database.write(move |connection| jobs::create(connection, &job, &request)).await
+    }
+
+    async fn job(&self, account: &AccountName, job: &JobId) -> Result<JobRow, Error> {
+        let (account, job) = (account.clone(), job.clone());
+        self.database.read(move |connection| jobs::get(connection, &account, &job)).await
+    }
+
+    async fn job_by_row(&self, row: u64) -> Result<Option<JobRow>, Error> {
+        self.database.read(move |connection| Ok(jobs::by_row(connection, row)?)).await
+    }
+
+    async fn list_jobs(&self, account: &AccountName, after: Option<String>, limit: u32) -> Result<Vec<JobRow>, Error> {
+        let account = account.clone();
+        self.database.read(move |connection| Ok(jobs::list(connection, &account, after.as_deref(), limit)?)).await
+    }
+
+    async fn change_job(
+        &self,
+        account: &AccountName,
+        job: &JobId,
+        change: JobChange,
+        condition: Precondition,
+        request: Request,
+        now: Timestamp,
+    ) -> Result<Answered<JobRow>, Error> {
+        let (account, job) = (account.clone(), job.clone());
+        self.database
+            .write(move |connection| jobs::change(connection, &account, &job, change, &condition, &request, now))
+            .await
+    }
+
+    async fn counts(&self, account: &AccountName, job: &JobId) -> Result<Counts, Error> {
+        let (account, job) = (account.clone(), job.clone());
+        self.database
+            .read(move |connection| {
+                let row = jobs::get(connection, &account, &job)?;
+                Ok(jobs::counts(connection, row.row)?)
+            })
+            .await
+    }
+
+    async fn add_tasks(&self, add: AddTasks) -> Result<Answered<Added>, Error> {
+        self.database.write(move |connection| tasks::add(connection, add)).await
+    }
+
+    async fn task(&self, account: &AccountName, job: &JobId, task: &TaskId) -> Result<(JobRow, TaskRow), Error> {
+        let (account, job, task) = (account.clone(), job.clone(), task.clone());
+        self.database.read(move |connection| tasks::get(connection, &account, &job, &task)).await
+    }
+
+    async fn list_tasks(&self, job: u64, after: Option<String>, limit: u32) -> Result<Vec<TaskRow>, Error> {
+        self.database.read(move |connection| Ok(tasks::list(connection, job, after.as_deref(), limit)?)).await
+    }
+
+    async fn update_task(
+        &self,
+        account: &AccountName,
+        job: &JobId,
+        task: &TaskId,
+        update: TaskUpdate,
+    ) -> Result<Answered<TaskRow>, Error> {
+        let (account, job, task) = (account.clone(), job.clone(), task.clone());
+        self.database.write(move |connection| tasks::update(connection, &account, &job, &task, &update)).await
+    }
+
+    async fn reactivate_task(
+        &self,
+        account: &AccountName,
+        job: &JobId,
+        task: &TaskId,
+        condition: Precondition,
+        request: Request,
+        now: Timestamp,
+    ) -> Result<Answered<TaskRow>, Error> {
+        let (account, job, task) = (account.clone(), job.clone(), task.clone());
+        self.database
+            .write(move |connection| tasks::reactivate(connection, &account, &job, &task, &condition, &request, now))
+            .await
+    }
+
+    async fn delete_completed_task(
+        &self,
+        account: &AccountName,
+        job: &JobId,
+        task: &TaskId,
+        condition: Precondition,
+        request: Request,
+        now: Timestamp,
+    ) -> Result<Answered<Deleted>, Error> {
+        let (account, job, task) = (account.clone(), job.clone(), task.clone());
+        self.database
+            .write(move |connection| {
+                tasks::delete_completed(connection, &account, &job, &task, &condition, &request, now)
+            })
+            .await
+    }
+
+    async fn attempts(&self, task: u64, after: u32, limit: u32) -> Result<Vec<AttemptRecord>, Error> {
+        self.database.read(move |connection| Ok(tasks::attempts(connection, task, after, limit)?)).await
+    }
+
+    async fn answer(&self, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error> {
+        let (account, request) = (account.clone(), request.clone());
+        self.database.read(move |connection| before(connection, &account, &request)).await
+    }
+
+    async fn pools(&self) -> Result<Vec<(AccountName, PoolId)>, Error> {
+        self.database.read(|connection| Ok(schedule::pools(connection)?)).await
+    }
+
+    async fn pool_jobs(&self, account: &AccountName, pool: &PoolId) -> Result<Vec<JobRow>, Error> {
+        let (account, pool) = (account.clone(), pool.clone());
+        self.database.read(move |connection| Ok(schedule::jobs(connection, &account, &pool)?)).await
+    }
+
+    async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error> {
+        self.database.read(move |connection| Ok(schedule::open_tasks(connection, job, after, limit)?)).await
+    }
+
+    async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error> {
+        self.database.read(move |connection| Ok(tasks::by_rows(connection, &rows)?)).await
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
+        self.database.write(move |connection| schedule::commit(connection, commit)).await
+    }
+
+    async fn purge_tasks(&self, job: u64, limit: u32) -> Result<usize, Error> {
+        self.database.write(move |connection| Ok(schedule::purge(connection, job, limit)?)).await
+    }
+
+    async fn remove_job(&self, job: u64, now: Timestamp) -> Result<(), Error> {
+        self.database.write(move |connection| Ok(schedule::remove_job(connection, job, now)?)).await
+    }
+
+    async fn forget(&self, now: Timestamp) -> Result<usize, Error> {
+        self.database.write(move |connection| Ok(requests::forget(connection, now.as_micros())?)).await
+    }
+}

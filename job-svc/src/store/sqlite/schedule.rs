@@ -1,0 +1,151 @@
+//! What the scheduler reads at its start and writes with each step.
+
+use std::sync::Arc;
+
+use kiln_ids::NodeId;
+
+use super::*;
+use crate::domain::job::JobState;
+use crate::domain::task::{Phase, TaskState};
+use crate::store::{codec, events};
+
+pub(super) fn pools(connection: &Connection) -> Result<Vec<(AccountName, PoolId)>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT account, min(pool_id) FROM jobs WHERE state <> 6 GROUP BY account, pool_key")?;
+    let mut rows = statement.query([])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let account = AccountName::parse(&row.get::<_, String>(0)?).map_err(damaged)?;
+        let pool = PoolId::parse(&row.get::<_, String>(1)?).map_err(damaged)?;
+        found.push((account, pool));
+    }
+    Ok(found)
+}
+
+pub(super) fn jobs(connection: &Connection, account: &AccountName, pool: &PoolId) -> Result<Vec<JobRow>, StoreError> {
+    super::jobs::of_pool(connection, account, pool)
+}
+
+pub(super) fn open_tasks(
+    connection: &Connection,
+    job: u64,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<OpenTask>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, slots, max_retries, affinity, attempt, retries, phase, record FROM tasks
+         WHERE job = ?1 AND id > ?2 AND open = 1 ORDER BY id LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![signed(job), signed(after), limit])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let node: Option<Arc<NodeId>> = if row.get::<_, u32>(6)? == codec::phase_number(Phase::Running) {
+            match codec::decode_task(row.get_ref(7)?.as_blob().map_err(damaged)?)?.state {
+                TaskState::Running { node, .. } => Some(node),
+                TaskState::Active | TaskState::Completed { .. } => None,
+            }
+        } else {
+            None
+        };
+        found.push(OpenTask {
+            row: unsigned(row.get(0)?),
+            facts: tasks::facts(row, 1)?,
+            attempt: row.get(4)?,
+            retry_count: row.get(5)?,
+            node,
+        });
+    }
+    Ok(found)
+}
+
+pub(super) fn commit(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
+    write(connection, commit)
+}
+
+fn sql(error: kiln_store::rusqlite::Error) -> CommitError {
+    CommitError::Store(error.into())
+}
+
+fn write(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
+    {
+        let mut step = connection
+            .prepare_cached(
+                "UPDATE tasks SET phase = ?4, attempt = ?5, retries = ?6, record = ?7
+                 WHERE id = ?1 AND phase = ?2 AND attempt = ?3",
+            )
+            .map_err(sql)?;
+        // Apart, so that the index of open tasks is only touched at the end.
+        let mut finish = connection
+            .prepare_cached(
+                "UPDATE tasks SET phase = ?4, attempt = ?5, retries = ?6, record = ?7, open = NULL
+                 WHERE id = ?1 AND phase = ?2 AND attempt = ?3",
+            )
+            .map_err(sql)?;
+        for change in &commit.tasks {
+            let phase = change.task.state.phase();
+            let statement = if phase == Phase::Completed { &mut finish } else { &mut step };
+            let changed = statement
+                .execute(params![
+                    signed(change.row),
+                    codec::phase_number(change.expect.0),
+                    change.expect.1,
+                    codec::phase_number(phase),
+                    change.task.attempt,
+                    change.task.retry_count,
+                    codec::encode_task(&change.task),
+                ])
+                .map_err(sql)?;
+            if changed == 0 {
+                return Err(CommitError::Stale { row: change.row });
+            }
+        }
+    }
+    for (task, attempt) in &commit.history {
+        tasks::insert_attempt(connection, *task, attempt)?;
+    }
+    for row in &commit.deleted {
+        tasks::remove(connection, *row)?;
+    }
+    for (job, delta) in &commit.counts {
+        super::jobs::add_counts(connection, *job, delta)?;
+    }
+    outbox::append(connection, SERVICE, commit.events)?;
+    let mut fates = Vec::with_capacity(commit.jobs.len());
+    for job in &commit.jobs {
+        fates.push(super::jobs::system_change(connection, job, commit.now)?);
+    }
+    for answer in &commit.answers {
+        requests::record(
+            connection,
+            &commit.account.key(),
+            answer.request.method,
+            &answer.request.id,
+            &answer.answer,
+            commit.now.as_micros(),
+        )?;
+    }
+    Ok(fates)
+}
+
+pub(super) fn purge(connection: &Connection, job: u64, limit: u32) -> Result<usize, StoreError> {
+    let Some(row) = super::jobs::by_row(connection, job)? else { return Ok(0) };
+    if row.life.state != JobState::Deleting {
+        return Ok(0);
+    }
+    let mut statement = connection.prepare_cached("SELECT id FROM tasks WHERE job = ?1 LIMIT ?2")?;
+    let rows: Vec<i64> = statement.query_map(params![signed(job), limit], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    for row in &rows {
+        tasks::remove(connection, unsigned(*row))?;
+    }
+    Ok(rows.len())
+}
+
+pub(super) fn remove_job(connection: &Connection, job: u64, now: Timestamp) -> Result<(), StoreError> {
+    let Some(row) = super::jobs::by_row(connection, job)? else { return Ok(()) };
+    if row.life.state != JobState::Deleting {
+        return Ok(());
+    }
+    connection.prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([signed(job)])?;
+    connection.prepare_cached("DELETE FROM counts WHERE job = ?1")?.execute([signed(job)])?;
+    outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.deleted", Some(row.life.state), now, "")])
+}
