@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn wrong_values_are_named() {
-        let raw = RawConfig { data_dir: Some("x".into()), storage_endpoint: Some("7460".into()), ..RawConfig::default() };
+        let raw =
+            RawConfig { data_dir: Some("x".into()), storage_endpoint: Some("7460".into()), ..RawConfig::default() };
         let error = raw.validate().unwrap_err().to_string();
         assert!(error.contains("storage_endpoint") && error.contains("7460"), "{error}");
         let error = RawConfig::default().validate().unwrap_err().to_string();

@@ -1,16 +1,58 @@
-//! One front door: gRPC, Azure Batch REST, authentication.
+//! One front door on one port.
+//!
+//! ```text
+//!              +--------------------- gateway ---------------------+
+//! REST    ---> | rest/   SharedKey or bearer, JSON <-> proto  -----+--> pool-svc, job-svc
+//! gRPC    ---> | front   bearer -> account                         |
+//!              |   proxy/   public services, streams as they are --+--> the service that owns it
+//!              |   api/     account, task files, workflow, admin --+--> pool-svc, job-svc
+//! GET /metrics | operator paths (no authentication)                |
+//!              +---------------------------------------------------+
+//! ```
+//!
+//! - [`config`]: settings; [`metrics`]: what `/metrics` shows;
+//! - [`domain`]: accounts, string-to-sign; no I/O;
+//! - [`store`]: accounts on disk; [`accounts`]: their keys in memory;
+//! - [`backend`]: channels to the services behind; [`proxy`]: gRPC pass-through;
+//! - [`limit`]: how many requests an account may have open;
+//! - [`front`]: decides which of all these answers a request;
+//! - [`task_file`]: finds the node that has the files of a task;
+//! - [`api`]: the gRPC services the gateway answers itself;
+//! - [`rest`]: the Azure Batch REST dialect.
+//!
+//! Users' credentials end here: behind the gateway every call carries the
+//! gateway's service token and names the account in metadata.
 
+pub mod accounts;
+pub mod api;
+pub mod backend;
 pub mod config;
+pub mod domain;
+pub mod front;
+pub mod limit;
+pub mod metrics;
+pub mod proxy;
+pub mod rest;
+pub mod store;
+pub mod task_file;
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use kiln_auth::SecretKey;
-use kiln_grpc::{Readiness, Server};
+use kiln_grpc::{Readiness, Server, ServiceAuth, serve_http};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
+
+use accounts::Accounts;
+use backend::Backends;
+use front::Front;
+use limit::AccountLimits;
+use metrics::Metrics;
+use rest::Rest;
+use store::sqlite::SqliteStore;
 
 /// What the process gives the gateway.
 #[derive(Debug, Clone)]
@@ -23,20 +65,32 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the store cannot be opened, an endpoint is no URL, or the listener fails.
-pub async fn run(
-    config: Config,
-    deps: Deps,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     tokio::fs::create_dir_all(&config.data_dir)
         .await
         .with_context(|| format!("data directory {}", config.data_dir.display()))?;
+    let store = SqliteStore::open(&config.data_dir.join("gateway.db")).await.context("gateway store")?;
+    let accounts = Accounts::new(Arc::new(store));
+    let auth = ServiceAuth::new("gateway", deps.cluster_key.clone());
+    let backends = Backends::connect(&config, auth)?;
+    let metrics = Metrics::new()?;
+    let limits = AccountLimits::new(config.max_open_requests);
+    let readiness = Readiness::default();
+
     let server = Server {
         name: "gateway",
-        cluster_key: deps.cluster_key,
-        metrics: kiln_telemetry::prometheus::Registry::new(),
-        readiness: Readiness::default(),
+        cluster_key: deps.cluster_key.clone(),
+        metrics: metrics.registry(),
+        readiness: readiness.clone(),
     };
-    server.serve(listener, tonic::service::Routes::default(), shutdown).await.context("gateway listener")
+    let own = api::Services::new(config.clone(), accounts.clone(), backends.clone(), shutdown.clone());
+    let local = server.router(own.routes())?;
+    let rest = Rest::new(config, accounts.clone(), backends.clone(), limits.clone(), metrics.clone());
+    let front = Front::new(accounts, backends, limits, metrics, local, rest);
+
+    readiness.set(true);
+    tracing::info!(address = ?listener.local_addr().ok(), "the gateway is open");
+    serve_http("gateway", listener, front.into_router(), shutdown).await.context("gateway listener")?;
+    readiness.set(false);
+    Ok(())
 }

@@ -1,0 +1,163 @@
+//! Operations on jobs.
+
+use http::StatusCode;
+use kiln_error::{Error, Kind};
+use kiln_proto::job::v1::{
+    CountTasksRequest, CreateJobRequest, DeleteJobRequest, DisableJobRequest, EnableJobRequest, GetJobRequest, Job,
+    JobConstraints, JobMetadata, ListJobsRequest, OnAllTasksComplete, TerminateJobRequest, UpdateJobRequest,
+};
+
+use super::call::{Call, MAX_RESULTS};
+use super::common::read_name_values;
+use super::json::Fields;
+use super::reply::Reply;
+use super::{job_json, odata, task_json};
+
+fn changed(status: StatusCode, job: Option<Job>) -> Reply {
+    let reply = Reply::empty(status);
+    match job {
+        Some(job) => reply.version(&job.etag, job.last_modified.as_ref()),
+        None => reply,
+    }
+}
+
+pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
+    let (id, spec) = job_json::read_new(&call.json()?)?;
+    let url = call.view().url(&["jobs", &id]);
+    let message = CreateJobRequest { request_id: String::new(), id, spec: Some(spec) };
+    let answer = call.backends.jobs().create_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::CREATED, answer.job).location(&url))
+}
+
+pub(super) async fn list(call: &Call) -> Result<Reply, Error> {
+    let (page_size, page_token) = call.page(MAX_RESULTS)?;
+    let message = ListJobsRequest { filter: call.filter(), page_size, page_token };
+    let answer = call.backends.jobs().list_jobs(call.request(message)?).await?.into_inner();
+    let values = answer.jobs.iter().map(|job| job_json::write(job, call.view())).collect();
+    Ok(odata::page(call, "jobs", values, &answer.next_page_token))
+}
+
+async fn fetch(call: &Call, conditional: bool) -> Result<Job, Error> {
+    let precondition = if conditional { call.precondition()? } else { None };
+    let message = GetJobRequest { id: call.argument(0), precondition };
+    let answer = call.backends.jobs().get_job(call.request(message)?).await?.into_inner();
+    answer.job.ok_or_else(|| Error::internal("job-svc answered without a job"))
+}
+
+pub(super) async fn get(call: &Call) -> Result<Reply, Error> {
+    let job = fetch(call, true).await?;
+    let mut value = job_json::write(&job, call.view());
+    odata::select(call, &mut value);
+    Ok(Reply::json("jobs/@Element", value).version(&job.etag, job.last_modified.as_ref()))
+}
+
+/// Replaces what is given, each part whole.
+pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
+    let body = call.json()?;
+    let fields = Fields::root(&body)?;
+    let metadata = read_name_values(&fields, "metadata")?;
+    let message = UpdateJobRequest {
+        request_id: String::new(),
+        id: call.argument(0),
+        priority: fields.int("priority")?,
+        max_parallel_tasks: fields.int("maxParallelTasks")?,
+        allow_task_preemption: fields.boolean("allowTaskPreemption")?,
+        constraints: job_json::read_constraints(&fields)?,
+        pool_id: new_pool(call, &fields).await?,
+        on_all_tasks_complete: job_json::read_all_complete(&fields)?.unwrap_or_default().into(),
+        metadata: fields.has("metadata").then_some(JobMetadata { items: metadata }),
+        precondition: call.precondition()?,
+    };
+    let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::OK, answer.job))
+}
+
+/// Replaces all that can change; what is not given falls back to its default.
+pub(super) async fn put(call: &Call) -> Result<Reply, Error> {
+    let body = call.json()?;
+    let fields = Fields::root(&body)?;
+    if !fields.has("poolInfo") {
+        return Err(fields.missing("poolInfo"));
+    }
+    let all_complete = job_json::read_all_complete(&fields)?.unwrap_or(OnAllTasksComplete::NoAction);
+    let message = UpdateJobRequest {
+        request_id: String::new(),
+        id: call.argument(0),
+        priority: Some(fields.int("priority")?.unwrap_or(0)),
+        max_parallel_tasks: Some(fields.int("maxParallelTasks")?.unwrap_or(-1)),
+        allow_task_preemption: Some(fields.boolean("allowTaskPreemption")?.unwrap_or(false)),
+        constraints: Some(job_json::read_constraints(&fields)?.unwrap_or(JobConstraints::default())),
+        pool_id: new_pool(call, &fields).await?,
+        on_all_tasks_complete: all_complete.into(),
+        metadata: Some(JobMetadata { items: read_name_values(&fields, "metadata")? }),
+        precondition: call.precondition()?,
+    };
+    let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::OK, answer.job))
+}
+
+/// The pool to move the job to. Clients send back the pool they read; only
+/// another one is a move, which the job's state must allow.
+async fn new_pool(call: &Call, fields: &Fields<'_>) -> Result<Option<String>, Error> {
+    let Some(wanted) = job_json::read_pool(fields)? else { return Ok(None) };
+    let present = fetch(call, false).await?.spec.unwrap_or_default().pool_id;
+    Ok((!present.eq_ignore_ascii_case(&wanted)).then_some(wanted))
+}
+
+pub(super) async fn delete(call: &Call) -> Result<Reply, Error> {
+    let message =
+        DeleteJobRequest { request_id: String::new(), id: call.argument(0), precondition: call.precondition()? };
+    call.backends.jobs().delete_job(call.request(message)?).await?;
+    Ok(Reply::empty(StatusCode::ACCEPTED))
+}
+
+pub(super) async fn disable(call: &Call) -> Result<Reply, Error> {
+    let body = call.json()?;
+    let message = DisableJobRequest {
+        request_id: String::new(),
+        id: call.argument(0),
+        disable_tasks: job_json::read_disable(&Fields::root(&body)?)?.into(),
+        precondition: call.precondition()?,
+    };
+    let answer = call.backends.jobs().disable_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::ACCEPTED, answer.job))
+}
+
+pub(super) async fn enable(call: &Call) -> Result<Reply, Error> {
+    let message =
+        EnableJobRequest { request_id: String::new(), id: call.argument(0), precondition: call.precondition()? };
+    let answer = call.backends.jobs().enable_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::ACCEPTED, answer.job))
+}
+
+pub(super) async fn terminate(call: &Call) -> Result<Reply, Error> {
+    let body = call.json()?;
+    let message = TerminateJobRequest {
+        request_id: String::new(),
+        id: call.argument(0),
+        reason: Fields::root(&body)?.text_or_empty("terminateReason")?,
+        precondition: call.precondition()?,
+    };
+    let answer = call.backends.jobs().terminate_job(call.request(message)?).await?.into_inner();
+    Ok(changed(StatusCode::ACCEPTED, answer.job))
+}
+
+pub(super) async fn task_counts(call: &Call) -> Result<Reply, Error> {
+    let message = CountTasksRequest { job_id: call.argument(0) };
+    let answer = call.backends.jobs().count_tasks(call.request(message)?).await?.into_inner();
+    let (tasks, slots) = (answer.tasks.unwrap_or_default(), answer.slots.unwrap_or_default());
+    Ok(Reply::json("taskcounts/@Element", task_json::write_counts(&tasks, &slots, call.version)))
+}
+
+/// Preparation tasks do not run here yet, so there is no node to report on.
+pub(super) async fn preparation_status(call: &Call) -> Result<Reply, Error> {
+    let job = fetch(call, false).await?;
+    if job.spec.is_some_and(|spec| spec.job_preparation_task.is_some()) {
+        return Ok(Reply::list("jobpreparationandreleasetaskstatuslist", Vec::new(), None));
+    }
+    Err(Error::new(
+        Kind::FailedPrecondition,
+        "JobPreparationTaskNotSpecified",
+        format!("job {} has no preparation task", job.id),
+    ))
+}
