@@ -22,7 +22,7 @@ pub(super) fn queue_name(config: &RabbitConfig, queue: &str) -> String {
 }
 
 fn dead_letter_name(config: &RabbitConfig) -> String {
-    format!("{}.dead", config.exchange)
+    format!("{}.dead-letters", config.exchange)
 }
 
 /// Declares the exchange of events, and exchange and queue for dead letters.
