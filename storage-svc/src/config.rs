@@ -19,7 +19,9 @@ pub struct Config {
     pub host_style: bool,
     /// Deleted and replaced bytes are removed this often at the latest.
     pub collect_interval: Duration,
-    /// A client that sends or takes nothing for this long is dropped.
+    /// Bytes are kept this long after their last use, for readers on their way.
+    pub garbage_grace: Duration,
+    /// A client that sends nothing for this long within a request is dropped.
     pub idle_timeout: Duration,
 }
 
@@ -31,6 +33,7 @@ impl Config {
             public_blob_endpoint: public_blob_endpoint.into().trim_end_matches('/').to_owned(),
             host_style: true,
             collect_interval: Duration::from_secs(30),
+            garbage_grace: Duration::from_secs(600),
             idle_timeout: Duration::from_secs(120),
         }
     }
@@ -52,6 +55,8 @@ pub struct RawConfig {
     pub host_style: Option<bool>,
     /// See [`Config::collect_interval`].
     pub collect_interval_seconds: Option<u64>,
+    /// See [`Config::garbage_grace`].
+    pub garbage_grace_seconds: Option<u64>,
     /// See [`Config::idle_timeout`].
     pub idle_timeout_seconds: Option<u64>,
     /// The deployment's cluster key, Base64.
@@ -94,6 +99,9 @@ impl TryFrom<RawConfig> for ProcessConfig {
         }
         if let Some(seconds) = raw.collect_interval_seconds {
             service.collect_interval = positive("collect_interval_seconds", seconds)?;
+        }
+        if let Some(seconds) = raw.garbage_grace_seconds {
+            service.garbage_grace = Duration::from_secs(seconds);
         }
         if let Some(seconds) = raw.idle_timeout_seconds {
             service.idle_timeout = positive("idle_timeout_seconds", seconds)?;

@@ -1,15 +1,49 @@
 //! Containers, blobs and shared access signatures.
+//!
+//! - [`domain`]: the rules, without I/O: names, conditions, signatures;
+//! - [`store`]: the catalogue of what exists; [`objects`]: the bytes;
+//! - [`service`]: what storage does, joining the two, for both fronts:
+//!   [`data_plane`] (HTTP in the Azure Blob dialect) and [`api`] (gRPC);
+//! - [`collect`]: removes bytes that nobody needs; [`metrics`], [`config`].
+//!
+//! Promise: an acknowledged blob survives `kill -9` and power loss. Its bytes
+//! are flushed before the row that names them is committed, and the answer is
+//! sent after the commit. Everything else that can be on the disk (uploads that
+//! broke off, replaced bytes) is garbage and is collected.
 
+pub mod api;
+pub mod collect;
 pub mod config;
+pub mod data_plane;
+pub mod domain;
+pub mod metrics;
+pub mod objects;
+pub mod service;
+pub mod store;
 
+use std::fs::{File, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
+use kiln_grpc::{Readiness, Server, serve_http};
+use kiln_proto::storage::v1::storage_admin_service_server::StorageAdminServiceServer;
+use kiln_proto::storage::v1::storage_service_server::StorageServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
 pub use config::{Config, ProcessConfig, RawConfig};
+
+use metrics::Metrics;
+use objects::Objects;
+use service::Storage;
+use store::SqliteCatalogue;
+
+/// Largest gRPC message: pieces of uploads.
+const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 
 /// What the service gets from its surroundings.
 #[derive(Debug, Clone)]
@@ -34,7 +68,66 @@ pub struct Listeners {
 /// # Errors
 /// When the data directory cannot be used or a listener fails for good.
 pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let _ = (config, deps, listeners);
-    shutdown.cancelled().await;
-    Ok(())
+    let metrics = Metrics::new()?;
+    let _lock = lock(&config.data_dir)?;
+    let catalogue = SqliteCatalogue::open(&config.data_dir.join("storage-svc.db"))
+        .await
+        .with_context(|| format!("the catalogue in {} cannot be opened", config.data_dir.display()))?;
+    let database = catalogue.database().clone();
+    let objects = Objects::local(&config.data_dir.join("blobs")).await.context("the blobs directory cannot be used")?;
+    let storage = Storage::new(Arc::new(catalogue), objects, metrics.clone());
+
+    let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
+        database,
+        deps.bus,
+        metrics.outbox_lag.clone(),
+        shutdown.clone(),
+    ));
+    let collector = kiln_telemetry::spawn(clean(storage.clone(), config.clone(), shutdown.clone()));
+
+    let readiness = Readiness::default();
+    readiness.set(true);
+    let server =
+        Server { name: "storage-svc", cluster_key: deps.cluster_key.clone(), metrics: metrics.registry, readiness };
+    let endpoint = &config.public_blob_endpoint;
+    let routes = Routes::new(
+        StorageServiceServer::new(api::StorageApi::new(storage.clone(), endpoint.clone()))
+            .max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(StorageAdminServiceServer::new(api::Admin::new(storage.clone(), endpoint.clone())));
+    let plane = data_plane::DataPlane::new(storage, config, deps.cluster_key);
+    let blob = serve_http("storage-svc blob", listeners.blob, data_plane::router(plane), shutdown.clone());
+    let grpc = server.serve(listeners.grpc, routes, shutdown.clone());
+    let served = tokio::try_join!(grpc, blob).context("a listener of storage-svc failed");
+    // Also when one listener failed: the other tasks must not stay behind.
+    shutdown.cancel();
+    relay.await?;
+    collector.await?;
+    served.map(drop)
+}
+
+/// Two processes on one directory would sweep each other's uploads.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(data_dir).with_context(|| format!("{} cannot be made", data_dir.display()))?;
+    let path = data_dir.join("storage-svc.lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            anyhow::bail!("another storage-svc uses {}; give it another data_dir or stop it", data_dir.display())
+        }
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
+}
+
+/// Sweeps once, then collects until the end.
+async fn clean(storage: Storage, config: Config, shutdown: CancellationToken) {
+    let swept = tokio::select! {
+        swept = collect::sweep(&storage) => swept,
+        () = shutdown.cancelled() => return,
+    };
+    if let Err(error) = swept {
+        tracing::warn!(%error, "bytes of interrupted uploads could not be swept; the next start tries again");
+    }
+    collect::collect(storage, config.collect_interval, config.garbage_grace, shutdown).await;
 }

@@ -1,0 +1,73 @@
+//! Work behind the callers' backs: bytes that nobody needs any more.
+//!
+//! - [`collect`] removes garbage (the rows were committed with the change that
+//!   made it) and lets the catalogue tidy up; safe to repeat after a crash.
+//! - [`sweep`] removes objects that an earlier process wrote but never named in
+//!   a row; objects of this process are told apart by their keys.
+
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use kiln_time::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::service::Storage;
+
+/// Objects removed between two writes to the catalogue.
+const BATCH: usize = 256;
+
+/// Runs until `shutdown`. Bytes stay for `grace` after their last row, so that
+/// readers that are on their way can finish.
+pub async fn collect(storage: Storage, interval: Duration, grace: Duration, shutdown: CancellationToken) {
+    loop {
+        match collect_some(&storage, Timestamp::now(), grace).await {
+            Ok(true) if !shutdown.is_cancelled() => continue,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "garbage could not be collected; trying again later"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// One round; `true` if more is waiting.
+///
+/// # Errors
+/// If catalogue or objects fail; what is left comes next time.
+pub async fn collect_some(storage: &Storage, now: Timestamp, grace: Duration) -> anyhow::Result<bool> {
+    let waiting = storage.catalogue().tidy(now).await?;
+    let garbage = storage.catalogue().garbage(now.minus(grace), BATCH).await?;
+    let full = garbage.len() == BATCH;
+    for object in &garbage {
+        storage.objects().delete(object).await?;
+        storage.metrics().collected.inc();
+    }
+    if !garbage.is_empty() {
+        tracing::debug!(objects = garbage.len(), "garbage collected");
+        storage.catalogue().forget_garbage(garbage).await?;
+    }
+    Ok(waiting || full)
+}
+
+/// Removes what interrupted uploads of earlier processes left; gives how many.
+///
+/// # Errors
+/// If catalogue or objects fail; the next start tries again.
+pub async fn sweep(storage: &Storage) -> anyhow::Result<usize> {
+    let mut batches = storage.objects().earlier(BATCH);
+    let mut removed = 0;
+    while let Some(batch) = batches.try_next().await? {
+        let known = storage.catalogue().known(batch.clone()).await?;
+        for object in batch.iter().filter(|object| !known.contains(object)) {
+            storage.objects().delete(object).await?;
+            storage.metrics().orphans.inc();
+            removed += 1;
+        }
+    }
+    if removed > 0 {
+        tracing::info!(objects = removed, "bytes of interrupted uploads removed");
+    }
+    Ok(removed)
+}

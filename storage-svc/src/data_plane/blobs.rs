@@ -1,0 +1,261 @@
+//! Blobs: put, get, change, copy, delete.
+
+use axum::body::Body;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::BytesMut;
+use futures::TryStreamExt;
+
+use super::call::{host_label, place};
+use super::input::Input;
+use super::reply::Reply;
+use super::{Answer, Job, headers};
+use crate::domain::StorageError;
+use crate::domain::access::{Allowed, Grant};
+use crate::domain::condition::Conditions;
+use crate::domain::model::{Blob, INLINE_LIMIT, MAX_PUT_BLOB};
+use crate::domain::sas::Overrides;
+use crate::objects::Hasher;
+use crate::service::{CopyRequest, PutBlob};
+use crate::store::{BlobChange, Guard};
+
+/// Largest range whose MD5 is computed on the way out.
+const MAX_RANGE_MD5: u64 = 4 * 1024 * 1024;
+
+impl Job<'_> {
+    pub(super) fn name(&self) -> (&str, &str, &str) {
+        (&self.call.account.name, &self.call.container, &self.call.blob)
+    }
+
+    pub(super) fn guard(&self) -> Result<Guard, StorageError> {
+        self.refuse_blob_lease()?;
+        let conditions = headers::write_conditions(self.call)?;
+        Ok(Guard { conditions, only_new: self.allowed == Allowed::OnlyNew })
+    }
+
+    pub(super) fn refuse_blob_lease(&self) -> Result<(), StorageError> {
+        match self.call.header("x-ms-lease-id") {
+            Some(_) => Err(StorageError::LeaseNotPresentWithBlobOperation),
+            None => Ok(()),
+        }
+    }
+
+    /// There are no snapshots and versions here.
+    fn refuse_snapshot(&self) -> Result<(), StorageError> {
+        let asked =
+            ["snapshot", "versionid"].iter().any(|name| self.call.query.get(name).is_some_and(|v| !v.is_empty()));
+        if asked { Err(StorageError::BlobNotFound) } else { Ok(()) }
+    }
+
+    fn overrides(&self) -> Overrides {
+        match &self.grant {
+            Grant::Sas(sas) => sas.overrides.clone(),
+            _ => Overrides::default(),
+        }
+    }
+
+    pub(super) async fn put_blob(self, input: &mut Input) -> Answer {
+        let call = self.call;
+        match call.header("x-ms-blob-type") {
+            None => return Err(StorageError::MissingRequiredHeader("x-ms-blob-type")),
+            Some("BlockBlob") => {}
+            Some("AppendBlob" | "PageBlob") => {
+                return Err(StorageError::NotImplemented("only block blobs are supported"));
+            }
+            Some(other) => {
+                return Err(StorageError::InvalidHeaderValue { name: "x-ms-blob-type", value: other.to_owned() });
+            }
+        }
+        let guard = self.guard()?;
+        let expected = headers::expected(call)?;
+        if expected.length.is_some_and(|length| length > MAX_PUT_BLOB) {
+            return Err(StorageError::RequestBodyTooLarge(MAX_PUT_BLOB));
+        }
+        let mut properties = headers::put_properties(call)?;
+        // The MD5 that is stored is checked too, and counts more than the other.
+        let mut checked = expected;
+        checked.md5 = properties.content_md5.or(expected.md5);
+        properties.content_md5 = None;
+        let (account, container, name) = self.name();
+        let put = PutBlob {
+            account: account.to_owned(),
+            container: container.to_owned(),
+            name: name.to_owned(),
+            properties,
+            metadata: headers::metadata(call)?.unwrap_or_default(),
+            expected: checked,
+            guard,
+            request_id: String::new(),
+        };
+        let done = self.plane.storage.put_blob(put, input.body()).await?;
+        let mut reply = Reply::new(201)
+            .version(&done.answer.etag, done.answer.last_modified)
+            .md5("content-md5", Some(done.checksums.md5))
+            .header("x-ms-request-server-encrypted", "false");
+        if let Some(crc64) = done.checksums.crc64 {
+            reply = reply.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64));
+        }
+        Ok(reply)
+    }
+
+    pub(super) async fn get_blob(self) -> Answer {
+        self.refuse_snapshot()?;
+        let conditions = headers::read_conditions(self.call)?;
+        let range = headers::range(self.call);
+        let (account, container, name) = self.name();
+        let download = self.plane.storage.open(account, container, name, &conditions, range).await?;
+        let (span, total) = (download.span, download.blob.length);
+        let stored_md5 = download.blob.properties.content_md5;
+        let mut reply = Reply::new(if range.is_some() { 206 } else { 200 }).blob(&download.blob, &self.overrides());
+        if range.is_none() {
+            reply = reply.md5("content-md5", stored_md5);
+        } else {
+            let last = span.start + span.length - 1;
+            reply = reply
+                .header("content-range", format!("bytes {}-{last}/{total}", span.start))
+                .md5("x-ms-blob-content-md5", stored_md5);
+        }
+        reply = reply.length(span.length);
+        let wants_md5 = self.call.header("x-ms-range-get-content-md5").is_some_and(|v| v.eq_ignore_ascii_case("true"));
+        if wants_md5 && range.is_some() {
+            if span.length > MAX_RANGE_MD5 {
+                let value = "true".to_owned();
+                return Err(StorageError::InvalidHeaderValue { name: "x-ms-range-get-content-md5", value });
+            }
+            let mut bytes = BytesMut::new();
+            let mut stream = download.into_stream();
+            while let Some(piece) = stream.try_next().await.map_err(|_| StorageError::InternalError)? {
+                bytes.extend_from_slice(&piece);
+            }
+            let mut hasher = Hasher::new(false);
+            hasher.update(&bytes);
+            return Ok(reply.md5("content-md5", Some(hasher.finish().md5)).body(Body::from(bytes.freeze())));
+        }
+        if total <= INLINE_LIMIT {
+            // One piece: spares the connection the streaming.
+            let mut stream = download.into_stream();
+            let mut bytes = BytesMut::new();
+            while let Some(piece) = stream.try_next().await.map_err(|_| StorageError::InternalError)? {
+                bytes.extend_from_slice(&piece);
+            }
+            return Ok(reply.body(Body::from(bytes.freeze())));
+        }
+        Ok(reply.body(Body::from_stream(download.into_stream())))
+    }
+
+    pub(super) async fn head_blob(self) -> Answer {
+        let blob = self.readable().await?;
+        Ok(Reply::new(200)
+            .blob(&blob, &self.overrides())
+            .md5("content-md5", blob.properties.content_md5)
+            .header("x-ms-access-tier", "Hot")
+            .header("x-ms-access-tier-inferred", "true")
+            .length(blob.length))
+    }
+
+    pub(super) async fn get_blob_metadata(self) -> Answer {
+        let blob = self.readable().await?;
+        Ok(Reply::new(200).version(&blob.etag, blob.last_modified).metadata(&blob.metadata))
+    }
+
+    /// The blob, if conditions and all allow to read it.
+    async fn readable(&self) -> Result<Blob, StorageError> {
+        self.refuse_snapshot()?;
+        let conditions = headers::read_conditions(self.call)?;
+        let (account, container, name) = self.name();
+        match self.plane.storage.catalogue().blob(account, container, name).await {
+            Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => Err(StorageError::ConditionNotMet),
+            Err(error) => Err(error),
+            Ok(blob) => {
+                conditions.check_read(blob.version())?;
+                Ok(blob)
+            }
+        }
+    }
+
+    pub(super) async fn set_blob_metadata(self) -> Answer {
+        let metadata = headers::metadata(self.call)?.unwrap_or_default();
+        let changed = self.change_blob(BlobChange::Metadata(metadata)).await?;
+        Ok(Reply::new(200)
+            .version(&changed.etag, changed.last_modified)
+            .header("x-ms-request-server-encrypted", "false"))
+    }
+
+    pub(super) async fn set_blob_properties(self) -> Answer {
+        if self.call.headers.contains_key("x-ms-blob-content-length") {
+            return Err(StorageError::UnsupportedHeader("x-ms-blob-content-length"));
+        }
+        let properties = headers::blob_properties(self.call)?;
+        let changed = self.change_blob(BlobChange::Properties(properties)).await?;
+        Ok(Reply::new(200).version(&changed.etag, changed.last_modified))
+    }
+
+    async fn change_blob(&self, change: BlobChange) -> Result<Blob, StorageError> {
+        let conditions = self.write_conditions()?;
+        let (account, container, name) = self.name();
+        let stamp = self.plane.storage.stamp(account, "");
+        self.plane.storage.catalogue().change_blob(stamp, container, name, conditions, change).await
+    }
+
+    pub(super) async fn delete_blob(self) -> Answer {
+        self.refuse_snapshot()?;
+        if self.call.header("x-ms-delete-snapshots").is_some_and(|v| v.eq_ignore_ascii_case("only")) {
+            // There are none.
+            self.readable().await?;
+            return Ok(Reply::new(202));
+        }
+        let conditions = self.write_conditions()?;
+        let (account, container, name) = self.name();
+        let stamp = self.plane.storage.stamp(account, "");
+        self.plane.storage.catalogue().delete_blob(stamp, container, name, conditions).await?;
+        Ok(Reply::new(202).header("x-ms-delete-type-permanent", "true"))
+    }
+
+    fn write_conditions(&self) -> Result<Conditions, StorageError> {
+        self.refuse_blob_lease()?;
+        headers::write_conditions(self.call)
+    }
+
+    pub(super) async fn copy_blob(self) -> Answer {
+        const SOURCE: &str = "x-ms-copy-source";
+        let call = self.call;
+        let source = call.header(SOURCE).unwrap_or_default();
+        let malformed = || StorageError::InvalidHeaderValue { name: SOURCE, value: source.to_owned() };
+        let (url, query) = source.split_once('?').unwrap_or((source, ""));
+        let rest = url.split_once("://").map(|(_, rest)| rest).ok_or_else(malformed)?;
+        let (host, path) = rest.find('/').map(|at| rest.split_at(at)).ok_or_else(malformed)?;
+        let label = host_label(host, &self.plane.own_host);
+        let by_host =
+            label.filter(|label| self.plane.config.host_style && label.eq_ignore_ascii_case(&call.account.name));
+        let from = place(path, by_host)?;
+        if !from.account.eq_ignore_ascii_case(&call.account.name) {
+            return Err(StorageError::NotImplemented("copies from other accounts and servers"));
+        }
+        if from.container.is_empty() || from.blob.is_empty() {
+            return Err(malformed());
+        }
+        self.plane.authorize_source(call, &self.grant, &from.container, &from.blob, query).await?;
+        let (account, container, name) = self.name();
+        let copied = self
+            .plane
+            .storage
+            .copy_blob(CopyRequest {
+                account: account.to_owned(),
+                from_container: from.container,
+                from_name: from.blob,
+                source_url: url.to_owned(),
+                source_conditions: headers::source_conditions(call)?,
+                container: container.to_owned(),
+                name: name.to_owned(),
+                metadata: headers::metadata(call)?,
+                guard: self.guard()?,
+            })
+            .await?;
+        let from_url = call.headers.contains_key("x-ms-blob-type");
+        let mut reply = Reply::new(if from_url { 201 } else { 202 }).version(&copied.etag, copied.last_modified);
+        if let Some(copy) = &copied.copy {
+            reply = reply.header("x-ms-copy-id", &copy.id).header("x-ms-copy-status", "success");
+        }
+        Ok(reply)
+    }
+}

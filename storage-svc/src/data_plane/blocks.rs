@@ -1,0 +1,91 @@
+//! Blocks: put, commit, list.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::input::Input;
+use super::reply::Reply;
+use super::{Answer, Job, headers, xml};
+use crate::domain::StorageError;
+use crate::domain::access::Allowed;
+use crate::objects::Hasher;
+use crate::store::BlockList;
+
+/// Bytes of a block list document: 50,000 ids of 88 characters with their tags.
+const MAX_BLOCK_LIST: usize = 8 * 1024 * 1024;
+
+impl Job<'_> {
+    pub(super) async fn put_block(self, input: &mut Input) -> Answer {
+        self.refuse_blob_lease()?;
+        let id = self.call.query.get("blockid").ok_or(StorageError::MissingRequiredQueryParameter("blockid"))?;
+        let expected = headers::expected(self.call)?;
+        let only_new = self.allowed == Allowed::OnlyNew;
+        let (account, container, name) = self.name();
+        let storage = &self.plane.storage;
+        let done = storage.put_block(account, container, name, id, expected, only_new, input.body()).await?;
+        let mut reply =
+            Reply::new(201).md5("content-md5", expected.md5).header("x-ms-request-server-encrypted", "false");
+        if let Some(crc64) = done.checksums.crc64 {
+            reply = reply.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64));
+        }
+        Ok(reply)
+    }
+
+    pub(super) async fn put_block_list(self, input: &mut Input) -> Answer {
+        let guard = self.guard()?;
+        let expected = headers::expected(self.call)?;
+        let body = input.document(MAX_BLOCK_LIST).await?;
+        if expected.length.is_some_and(|length| length != body.len() as u64) {
+            return Err(StorageError::IncompleteBody);
+        }
+        let mut hasher = Hasher::new(expected.crc64.is_some());
+        hasher.update(&body);
+        let checksums = hasher.finish();
+        if expected.md5.is_some_and(|md5| md5 != checksums.md5) {
+            return Err(StorageError::Md5Mismatch);
+        }
+        if expected.crc64.is_some() && expected.crc64 != checksums.crc64 {
+            return Err(StorageError::Crc64Mismatch);
+        }
+        let (account, container, name) = self.name();
+        let list = BlockList {
+            container: container.to_owned(),
+            name: name.to_owned(),
+            properties: headers::blob_properties(self.call)?,
+            metadata: headers::metadata(self.call)?.unwrap_or_default(),
+            blocks: xml::parse_block_list(&body)?,
+        };
+        let blob = self.plane.storage.put_block_list(account, list, guard).await?;
+        Ok(Reply::new(201)
+            .version(&blob.etag, blob.last_modified)
+            .md5("content-md5", Some(checksums.md5))
+            .header("x-ms-request-server-encrypted", "false"))
+    }
+
+    pub(super) async fn get_block_list(self) -> Answer {
+        let kind = self.call.query.get("blocklisttype").unwrap_or("committed").to_ascii_lowercase();
+        let (committed, uncommitted) = match kind.as_str() {
+            "" | "committed" => (true, false),
+            "uncommitted" => (false, true),
+            "all" => (true, true),
+            _ => return Err(StorageError::InvalidQueryParameterValue { name: "blocklisttype", value: kind }),
+        };
+        let conditions = headers::read_conditions(self.call)?;
+        let (account, container, name) = self.name();
+        let blocks = self.plane.storage.catalogue().blocks(account, container, name).await?;
+        let document = xml::block_list(
+            committed.then_some(blocks.committed.as_slice()),
+            uncommitted.then_some(blocks.uncommitted.as_slice()),
+        );
+        let reply = Reply::xml(200, document);
+        match blocks.blob {
+            None => Ok(reply.header("x-ms-blob-content-length", "0")),
+            Some(blob) => {
+                conditions.check_read(blob.version())?;
+                Ok(reply
+                    .version(&blob.etag, blob.last_modified)
+                    .header("x-ms-blob-content-length", blob.length.to_string()))
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! A request as the data plane understands it: what it is about, and what it
+//! wants.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use http::{HeaderMap, Method, Uri};
+use percent_encoding::percent_decode_str;
+
+use super::DataPlane;
+use crate::domain::StorageError;
+use crate::domain::access::Operation;
+use crate::domain::model::Account;
+use crate::domain::names;
+use crate::domain::query::Query;
+use crate::domain::sas::is_version;
+
+/// Version the service speaks; requests with newer dates are taken as this.
+pub const NEWEST_VERSION: &str = "2026-10-06";
+
+/// One request.
+#[derive(Debug)]
+pub struct Call {
+    /// GET, PUT, ...
+    pub method: Method,
+    /// Owner of what it is about.
+    pub account: Arc<Account>,
+    /// Empty for calls on the account.
+    pub container: String,
+    /// Empty for calls on a container.
+    pub blob: String,
+    /// What it wants.
+    pub operation: Operation,
+    /// Path as sent.
+    pub path: String,
+    /// Its parameters.
+    pub query: Query,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Who sent it.
+    pub peer: IpAddr,
+    /// Base URL of the account as the client sees it.
+    pub endpoint: String,
+}
+
+impl Call {
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The version the request asks for, or the newest.
+    pub fn version(&self) -> &str {
+        self.header("x-ms-version").or_else(|| self.query.get("sv")).filter(|v| is_version(v)).unwrap_or(NEWEST_VERSION)
+    }
+}
+
+/// Where a path leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Account's name.
+    pub account: String,
+    /// May be empty.
+    pub container: String,
+    /// May be empty.
+    pub blob: String,
+}
+
+/// Splits an encoded path; `host_account` is the account if the host names it.
+///
+/// # Errors
+/// No account, or bytes that are not UTF-8.
+pub fn place(path: &str, host_account: Option<&str>) -> Result<Place, StorageError> {
+    let rest = path.strip_prefix('/').unwrap_or(path);
+    let (account, rest) = match host_account {
+        Some(account) => (account.to_owned(), rest),
+        None => {
+            let (account, rest) = rest.split_once('/').unwrap_or((rest, ""));
+            let account = decode(account)?;
+            (account.strip_suffix("-secondary").unwrap_or(&account).to_owned(), rest)
+        }
+    };
+    if account.is_empty() {
+        return Err(StorageError::InvalidUri("the path must begin with the name of an account"));
+    }
+    let (container, blob) = rest.split_once('/').unwrap_or((rest, ""));
+    Ok(Place { account, container: decode(container)?, blob: decode(blob)?.replace('\\', "/") })
+}
+
+fn decode(text: &str) -> Result<String, StorageError> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| StorageError::InvalidUri("the path is not UTF-8"))
+}
+
+/// The label that names an account in `<account>.<domain>`; `None` for
+/// addresses, for names without a dot, and for the service's own name.
+pub fn host_label<'a>(host: &'a str, own_host: &str) -> Option<&'a str> {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if name.starts_with('[') || name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case(own_host) {
+        return None;
+    }
+    let (label, domain) = name.split_once('.')?;
+    (!label.is_empty() && !domain.is_empty()).then(|| label.strip_suffix("-secondary").unwrap_or(label))
+}
+
+impl DataPlane {
+    /// Finds out what a request is about.
+    ///
+    /// # Errors
+    /// Unknown account, malformed names, an operation that does not exist.
+    pub async fn understand(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: HeaderMap,
+        peer: IpAddr,
+    ) -> Result<Call, StorageError> {
+        let query = Query::parse(uri.query().unwrap_or_default())?;
+        if let Some(version) = headers.get("x-ms-version")
+            && !version.to_str().is_ok_and(is_version)
+        {
+            let value = String::from_utf8_lossy(version.as_bytes()).into_owned();
+            return Err(StorageError::InvalidHeaderValue { name: "x-ms-version", value });
+        }
+        let host = headers.get(http::header::HOST).and_then(|value| value.to_str().ok());
+        let host = host.map(str::to_owned).or_else(|| uri.authority().map(ToString::to_string)).unwrap_or_default();
+        let mut by_host = None;
+        if self.config.host_style
+            && let Some(label) = host_label(&host, &self.own_host)
+        {
+            by_host = self.storage.account(label).await?;
+        }
+        let mut place = place(uri.path(), by_host.as_ref().map(|account| account.name.as_str()))?;
+        let endpoint = match &by_host {
+            Some(_) => format!("{}://{host}", self.scheme()),
+            None => format!("{}/{}", self.config.public_blob_endpoint, place.account),
+        };
+        let account = match by_host {
+            Some(account) => account,
+            None => self.storage.account(&place.account).await?.ok_or(StorageError::ResourceNotFound)?,
+        };
+        let restype = query.get("restype").unwrap_or_default().to_ascii_lowercase();
+        if !place.container.is_empty() && place.blob.is_empty() && restype.is_empty() {
+            // A single name without a type is a blob of the root container.
+            place.blob = std::mem::replace(&mut place.container, "$root".to_owned());
+        }
+        let operation = operation(&method, &place, &restype, &query, &headers)?;
+        if !place.container.is_empty() || !place.blob.is_empty() {
+            names::check_container(&place.container)?;
+        }
+        if !place.blob.is_empty() {
+            names::check_blob(&place.blob)?;
+        }
+        let Place { container, blob, .. } = place;
+        let path = uri.path().to_owned();
+        Ok(Call { method, account, container, blob, operation, path, query, headers, peer, endpoint })
+    }
+}
+
+fn operation(
+    method: &Method,
+    place: &Place,
+    restype: &str,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Operation, StorageError> {
+    use Operation as O;
+    let comp = query.get("comp").unwrap_or_default().to_ascii_lowercase();
+    let reading = matches!(*method, Method::GET | Method::HEAD);
+    let unknown_comp = || {
+        let value = query.get("comp").unwrap_or_default().to_owned();
+        Err(StorageError::InvalidQueryParameterValue { name: "comp", value })
+    };
+    if restype == "account" {
+        return if reading { Ok(O::GetAccountInformation) } else { Err(StorageError::UnsupportedHttpVerb) };
+    }
+    let found = if place.container.is_empty() && place.blob.is_empty() {
+        match (restype, comp.as_str()) {
+            (_, "list") if reading => Some(O::ListContainers),
+            ("service", "properties") if reading => Some(O::GetServiceProperties),
+            ("service", "properties") if method == Method::PUT => Some(O::SetServiceProperties),
+            ("service", "userdelegationkey") => {
+                return Err(StorageError::AuthenticationFailed(
+                    "Only authentication scheme Bearer is supported".to_owned(),
+                ));
+            }
+            ("", "batch") | ("", "blobs") => return Err(StorageError::NotImplemented("batch and tag queries")),
+            ("", "") | ("service", "") if *method == Method::GET => {
+                return Err(StorageError::MissingRequiredQueryParameter("comp"));
+            }
+            (_, "list" | "properties") => None,
+            _ => return unknown_comp(),
+        }
+    } else if place.blob.is_empty() {
+        if restype != "container" {
+            return Err(StorageError::InvalidQueryParameterValue { name: "restype", value: restype.to_owned() });
+        }
+        match (comp.as_str(), method) {
+            ("", &Method::PUT) => Some(O::CreateContainer),
+            ("", &Method::DELETE) => Some(O::DeleteContainer),
+            ("", _) if reading => Some(O::GetContainerProperties),
+            ("metadata", &Method::PUT) => Some(O::SetContainerMetadata),
+            ("metadata", _) if reading => Some(O::GetContainerMetadata),
+            ("acl", &Method::PUT) => Some(O::SetContainerAcl),
+            ("acl", _) if reading => Some(O::GetContainerAcl),
+            ("list", &Method::GET) => Some(O::ListBlobs),
+            ("lease" | "undelete" | "rename" | "batch" | "blobs", _) => {
+                return Err(StorageError::NotImplemented("leases, undelete, rename and batches of containers"));
+            }
+            ("" | "metadata" | "acl" | "list", _) => None,
+            _ => return unknown_comp(),
+        }
+    } else {
+        match (comp.as_str(), method) {
+            ("", &Method::PUT) if headers.contains_key("x-ms-copy-source") => Some(O::CopyBlob),
+            ("", &Method::PUT) => Some(O::PutBlob),
+            ("", &Method::GET) => Some(O::GetBlob),
+            ("", &Method::HEAD) => Some(O::HeadBlob),
+            ("", &Method::DELETE) => Some(O::DeleteBlob),
+            ("block", &Method::PUT) if headers.contains_key("x-ms-copy-source") => {
+                return Err(StorageError::NotImplemented("Put Block From URL"));
+            }
+            ("block", &Method::PUT) => Some(O::PutBlock),
+            ("blocklist", &Method::PUT) => Some(O::PutBlockList),
+            ("blocklist", &Method::GET) => Some(O::GetBlockList),
+            ("metadata", &Method::PUT) => Some(O::SetBlobMetadata),
+            ("metadata", _) if reading => Some(O::GetBlobMetadata),
+            ("properties", &Method::PUT) => Some(O::SetBlobProperties),
+            (
+                "appendblock"
+                | "page"
+                | "pagelist"
+                | "snapshot"
+                | "lease"
+                | "tier"
+                | "tags"
+                | "copy"
+                | "undelete"
+                | "seal"
+                | "query"
+                | "expiry"
+                | "incrementalcopy"
+                | "immutabilitypolicies"
+                | "legalhold",
+                _,
+            ) => return Err(StorageError::NotImplemented("this part of the blob service")),
+            ("" | "block" | "blocklist" | "metadata" | "properties", _) => None,
+            _ => return unknown_comp(),
+        }
+    };
+    found.ok_or(StorageError::UnsupportedHttpVerb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_decoded_once_and_kept() {
+        let check = |path: &str, host: Option<&str>, account: &str, container: &str, blob: &str| {
+            let expected = Place { account: account.into(), container: container.into(), blob: blob.into() };
+            assert_eq!(place(path, host).unwrap(), expected, "{path}");
+        };
+        check("/acct", None, "acct", "", "");
+        check("/acct/", None, "acct", "", "");
+        check("/acct-secondary/c", None, "acct", "c", "");
+        check("/acct/c/d/e%20f+g", None, "acct", "c", "d/e f+g");
+        check("/acct/c/../..//x/", None, "acct", "c", "../..//x/");
+        check("/acct/c//x", None, "acct", "c", "/x");
+        check("/acct/c/a%2Fb%252F", None, "acct", "c", "a/b%2F");
+        check("/acct/c/a%5Cb", None, "acct", "c", "a/b");
+        check("/c/d/e", Some("acct"), "acct", "c", "d/e");
+        check("/", Some("acct"), "acct", "", "");
+        assert!(place("/", None).is_err());
+        assert!(place("//c/b", None).is_err());
+        assert!(place("/acct/c/%ff", None).is_err());
+    }
+
+    #[test]
+    fn hosts_that_can_name_an_account() {
+        assert_eq!(host_label("acct.blob.example.org:80", "blob.example.org"), Some("acct"));
+        assert_eq!(host_label("acct-secondary.local", ""), Some("acct"));
+        for none in ["127.0.0.1:10000", "localhost:1", "[::1]:80", "storage", "", ".x", "x.", "store.example.org"] {
+            assert_eq!(host_label(none, "store.example.org"), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Containers, and lists.
+
+use kiln_grpc::page;
+
+use super::input::Input;
+use super::reply::Reply;
+use super::xml::{self, ListRequest};
+use super::{Answer, Job, headers};
+use crate::domain::StorageError;
+use crate::domain::model::{Container, MAX_PAGE};
+use crate::store::{BlobQuery, ContainerChange};
+
+/// Bytes of an ACL document at most.
+const MAX_ACL: usize = 64 * 1024;
+
+/// Values of `include` that lists know; those that cannot be here (snapshots,
+/// versions, deleted blobs) add nothing.
+const INCLUDES: &[&str] = &[
+    "copy",
+    "deleted",
+    "metadata",
+    "snapshots",
+    "uncommittedblobs",
+    "versions",
+    "tags",
+    "deletedwithversions",
+    "immutabilitypolicy",
+    "legalhold",
+    "permissions",
+    "system",
+];
+
+impl Job<'_> {
+    fn account(&self) -> &str {
+        &self.call.account.name
+    }
+
+    fn refuse_lease(&self) -> Result<(), StorageError> {
+        match self.call.header("x-ms-lease-id") {
+            Some(_) => Err(StorageError::LeaseNotPresentWithContainerOperation),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) async fn create_container(self) -> Answer {
+        let container = Container {
+            name: self.call.container.clone(),
+            etag: String::new(),
+            last_modified: kiln_time::Timestamp::default(),
+            metadata: headers::metadata(self.call)?.unwrap_or_default(),
+            public_access: headers::public_access(self.call)?,
+            policies: Vec::new(),
+        };
+        let stamp = self.plane.storage.stamp(self.account(), "");
+        let made = self.plane.storage.catalogue().create_container(stamp, container).await?.answer;
+        Ok(Reply::new(201).version(&made.etag, made.last_modified))
+    }
+
+    pub(super) async fn get_container(self) -> Answer {
+        let found = self.plane.storage.catalogue().container(self.account(), &self.call.container).await?;
+        Ok(Reply::new(200).container(&found))
+    }
+
+    pub(super) async fn set_container_metadata(self) -> Answer {
+        self.refuse_lease()?;
+        let metadata = headers::metadata(self.call)?.unwrap_or_default();
+        self.change(ContainerChange::Metadata(metadata)).await
+    }
+
+    pub(super) async fn get_acl(self) -> Answer {
+        let found = self.plane.storage.catalogue().container(self.account(), &self.call.container).await?;
+        Ok(Reply::xml(200, xml::acl(&found.policies))
+            .version(&found.etag, found.last_modified)
+            .public_access(found.public_access))
+    }
+
+    pub(super) async fn set_acl(self, input: &mut Input) -> Answer {
+        self.refuse_lease()?;
+        let public_access = headers::public_access(self.call)?;
+        let policies = xml::parse_acl(&input.document(MAX_ACL).await?)?;
+        self.change(ContainerChange::Acl { public_access, policies }).await
+    }
+
+    async fn change(self, change: ContainerChange) -> Answer {
+        let conditions = headers::write_conditions(self.call)?;
+        let stamp = self.plane.storage.stamp(self.account(), "");
+        let catalogue = self.plane.storage.catalogue();
+        let changed = catalogue.change_container(stamp, &self.call.container, conditions, change).await?;
+        Ok(Reply::new(200).version(&changed.etag, changed.last_modified))
+    }
+
+    pub(super) async fn delete_container(self) -> Answer {
+        self.refuse_lease()?;
+        let conditions = headers::write_conditions(self.call)?;
+        let stamp = self.plane.storage.stamp(self.account(), "");
+        self.plane.storage.catalogue().delete_container(stamp, &self.call.container, conditions).await?;
+        Ok(Reply::new(202))
+    }
+
+    pub(super) async fn list_containers(self) -> Answer {
+        let (request, from) = self.list_request()?;
+        let limit = request.max_results.unwrap_or(MAX_PAGE);
+        let catalogue = self.plane.storage.catalogue();
+        let page = catalogue.list_containers(self.account(), &request.prefix, &from, limit).await?;
+        let next = page.next.as_deref().map(page::token).unwrap_or_default();
+        Ok(Reply::xml(200, xml::containers(&self.call.endpoint, &request, &page, &next)))
+    }
+
+    pub(super) async fn list_blobs(self) -> Answer {
+        let (request, from) = self.list_request()?;
+        let query = BlobQuery {
+            prefix: request.prefix.clone(),
+            delimiter: request.delimiter.clone(),
+            from,
+            limit: request.max_results.unwrap_or(MAX_PAGE),
+        };
+        let container = &self.call.container;
+        let page = self.plane.storage.catalogue().list_blobs(self.account(), container, query).await?;
+        let next = page.next.as_deref().map(page::token).unwrap_or_default();
+        Ok(Reply::xml(200, xml::blobs(&self.call.endpoint, container, &request, &page, &next)))
+    }
+
+    /// The parameters both lists have, and the name to begin with.
+    fn list_request(&self) -> Result<(ListRequest, String), StorageError> {
+        let get = |name: &str| self.call.query.get(name).unwrap_or_default().to_owned();
+        let max_results = match self.call.query.get("maxresults") {
+            None | Some("") => None,
+            Some(text) => match text.parse::<i64>() {
+                Err(_) => {
+                    let value = text.to_owned();
+                    return Err(StorageError::InvalidQueryParameterValue { name: "maxresults", value });
+                }
+                Ok(number) if number < 1 => {
+                    return Err(StorageError::OutOfRangeQueryParameterValue {
+                        name: "maxresults",
+                        value: text.to_owned(),
+                        minimum: 1,
+                        maximum: MAX_PAGE as i64,
+                    });
+                }
+                Ok(number) => Some(usize::try_from(number).unwrap_or(MAX_PAGE).min(MAX_PAGE)),
+            },
+        };
+        let marker = get("marker");
+        let from = page::last_key(&marker)
+            .map_err(|_| StorageError::InvalidQueryParameterValue { name: "marker", value: marker.clone() })?
+            .unwrap_or_default();
+        let includes: Vec<String> = self
+            .call
+            .query
+            .all("include")
+            .flat_map(|value| value.split(','))
+            .map(|value| value.trim().to_ascii_lowercase())
+            .filter(|value| !value.is_empty())
+            .collect();
+        if let Some(unknown) = includes.iter().find(|value| !INCLUDES.contains(&value.as_str())) {
+            let value = unknown.clone();
+            return Err(StorageError::InvalidQueryParameterValue { name: "include", value });
+        }
+        let has = |name: &str| includes.iter().any(|value| value == name);
+        let request = ListRequest {
+            prefix: get("prefix"),
+            marker,
+            delimiter: get("delimiter"),
+            max_results,
+            metadata: has("metadata"),
+            copy: has("copy"),
+        };
+        Ok((request, from))
+    }
+}

@@ -1,0 +1,177 @@
+//! Answers: headers that many share, and errors in Azure's form.
+
+use axum::body::Body;
+use axum::response::Response;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use kiln_time::Timestamp;
+
+use super::xml;
+use crate::domain::StorageError;
+use crate::domain::model::{Blob, Container, PublicAccess};
+use crate::domain::names::Metadata;
+use crate::domain::sas::Overrides;
+
+/// An answer in the making.
+#[derive(Debug)]
+pub struct Reply {
+    response: Response,
+}
+
+impl Reply {
+    /// Without a body.
+    pub fn new(status: u16) -> Self {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        Self { response }
+    }
+
+    /// With an XML document.
+    pub fn xml(status: u16, document: String) -> Self {
+        let mut reply = Self::new(status).header("content-type", "application/xml");
+        *reply.response.body_mut() = Body::from(document);
+        reply
+    }
+
+    /// With a body.
+    #[must_use]
+    pub fn body(mut self, body: Body) -> Self {
+        *self.response.body_mut() = body;
+        self
+    }
+
+    /// A value that cannot be a header (a stored text with odd bytes) is left out.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value.as_ref()))
+        {
+            self.response.headers_mut().insert(name, value);
+        }
+        self
+    }
+
+    /// As [`Reply::header`], unless the text is empty.
+    #[must_use]
+    pub fn header_if(self, name: &str, value: &str) -> Self {
+        if value.is_empty() { self } else { self.header(name, value) }
+    }
+
+    /// ETag (quoted) and Last-Modified.
+    #[must_use]
+    pub fn version(self, etag: &str, last_modified: Timestamp) -> Self {
+        self.header("etag", format!("\"{etag}\"")).header("last-modified", last_modified.to_http_date())
+    }
+
+    /// `x-ms-meta-*`.
+    #[must_use]
+    pub fn metadata(self, metadata: &Metadata) -> Self {
+        metadata.iter().fold(self, |reply, (name, value)| reply.header(&format!("x-ms-meta-{name}"), value))
+    }
+
+    /// What GET and HEAD say about a container.
+    #[must_use]
+    pub fn container(self, container: &Container) -> Self {
+        self.version(&container.etag, container.last_modified)
+            .metadata(&container.metadata)
+            .public_access(container.public_access)
+            .header("x-ms-lease-status", "unlocked")
+            .header("x-ms-lease-state", "available")
+            .header("x-ms-has-immutability-policy", "false")
+            .header("x-ms-has-legal-hold", "false")
+    }
+
+    /// Nothing if it is private.
+    #[must_use]
+    pub fn public_access(self, access: PublicAccess) -> Self {
+        self.header_if("x-ms-blob-public-access", xml::public_access(access))
+    }
+
+    /// What GET and HEAD say about a blob, apart from length and MD5.
+    #[must_use]
+    pub fn blob(self, blob: &Blob, overrides: &Overrides) -> Self {
+        let p = &blob.properties;
+        let pick = |own: &str, other: &str| if other.is_empty() { own.to_owned() } else { other.to_owned() };
+        let reply = self
+            .version(&blob.etag, blob.last_modified)
+            .metadata(&blob.metadata)
+            .header("content-type", pick(&p.content_type, &overrides.content_type))
+            .header_if("content-encoding", &pick(&p.content_encoding, &overrides.content_encoding))
+            .header_if("content-language", &pick(&p.content_language, &overrides.content_language))
+            .header_if("content-disposition", &pick(&p.content_disposition, &overrides.content_disposition))
+            .header_if("cache-control", &pick(&p.cache_control, &overrides.cache_control))
+            .header("accept-ranges", "bytes")
+            .header("x-ms-blob-type", "BlockBlob")
+            .header("x-ms-creation-time", blob.created.to_http_date())
+            .header("x-ms-lease-status", "unlocked")
+            .header("x-ms-lease-state", "available")
+            .header("x-ms-server-encrypted", "false");
+        match &blob.copy {
+            None => reply,
+            Some(copy) => reply
+                .header("x-ms-copy-id", &copy.id)
+                .header("x-ms-copy-source", &copy.source)
+                .header("x-ms-copy-status", "success")
+                .header("x-ms-copy-progress", format!("{0}/{0}", blob.length))
+                .header("x-ms-copy-completion-time", copy.completed.to_http_date()),
+        }
+    }
+
+    /// Base64 of an MD5.
+    #[must_use]
+    pub fn md5(self, name: &str, md5: Option<[u8; 16]>) -> Self {
+        match md5 {
+            Some(md5) => self.header(name, BASE64_STANDARD.encode(md5)),
+            None => self,
+        }
+    }
+
+    /// The finished answer.
+    pub fn finish(self) -> Response {
+        self.response
+    }
+
+    /// Sets Content-Length, for answers whose body is a stream or left out.
+    #[must_use]
+    pub fn length(self, length: u64) -> Self {
+        self.header("content-length", length.to_string())
+    }
+}
+
+/// An error in Azure's form. Answers to HEAD, and 304, have no body.
+pub fn error(error: &StorageError, head: bool, request_id: &str, now: Timestamp) -> Response {
+    let status = error.status();
+    let mut reply = Reply::new(status).header("x-ms-error-code", error.code());
+    match error {
+        StorageError::InvalidRange { length } => reply = reply.header("content-range", format!("bytes */{length}")),
+        StorageError::NoAuthenticationInformation => reply = reply.header("www-authenticate", "SharedKey"),
+        StorageError::ServerBusy => reply = reply.header("retry-after", "1"),
+        _ => {}
+    }
+    if head || status == 304 {
+        return reply.finish();
+    }
+    let message = format!("{error}\nRequestId:{request_id}\nTime:{}", now.to_rfc3339_ticks());
+    let mut response = reply.finish();
+    let document = xml::error(error.code(), &message, &error.details());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(document.len()));
+    *response.body_mut() = Body::from(document);
+    response
+}
+
+/// Headers that every answer has.
+pub fn add_common(headers: &mut HeaderMap, request_id: &str, version: &str, client_request_id: Option<HeaderValue>) {
+    headers.insert("server", HeaderValue::from_static("Kiln-Blob/1.0"));
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        headers.insert("x-ms-request-id", value);
+    }
+    if let Ok(value) = HeaderValue::from_str(version) {
+        headers.insert("x-ms-version", value);
+    }
+    if let Some(value) = client_request_id.filter(|value| value.len() <= 1024) {
+        headers.insert("x-ms-client-request-id", value);
+    }
+}

@@ -1,0 +1,21 @@
+//! The rules of storage, without I/O and without a clock.
+//!
+//! - [`names`]: what containers, blobs, blocks and metadata may be called;
+//! - [`model`]: accounts, containers, blobs and what their bytes are made of;
+//! - [`condition`]: If-Match and its relatives; [`range`]: byte ranges;
+//! - [`shared_key`], [`sas`]: signatures; [`access`]: who may do what;
+//! - [`query`]: query strings as Azure reads them;
+//! - [`error`]: everything that can be wrong with a request.
+
+pub mod access;
+pub mod condition;
+pub mod crc64;
+pub mod error;
+pub mod model;
+pub mod names;
+pub mod query;
+pub mod range;
+pub mod sas;
+pub mod shared_key;
+
+pub use error::StorageError;

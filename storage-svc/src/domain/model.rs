@@ -1,0 +1,237 @@
+//! Accounts, containers, blobs, and what a blob's bytes are made of.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use kiln_auth::SecretKey;
+use kiln_time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::condition::Version;
+use super::names::Metadata;
+
+/// Blobs up to this size live in the catalogue, so that one group commit makes
+/// many of them durable; larger ones are objects of their own.
+pub const INLINE_LIMIT: u64 = 64 * 1024;
+/// Blocks of one blob.
+pub const MAX_BLOCKS: usize = 50_000;
+/// Uncommitted blocks of one blob.
+pub const MAX_UNCOMMITTED: u64 = 100_000;
+/// Bytes of Put Blob.
+pub const MAX_PUT_BLOB: u64 = 5000 * 1024 * 1024;
+/// Bytes of one block.
+pub const MAX_BLOCK: u64 = 4000 * 1024 * 1024;
+/// Entries of one page of a list.
+pub const MAX_PAGE: usize = 5000;
+/// Stored access policies of a container.
+pub const MAX_POLICIES: usize = 5;
+/// Uncommitted blocks are forgotten after this.
+pub const BLOCK_LIFE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
+
+/// Owner of containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// As it was created.
+    pub name: String,
+    /// Either key signs; two, so that one can be replaced while the other is in use.
+    pub keys: [SecretKey; 2],
+}
+
+/// What may be read without credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum PublicAccess {
+    /// Nothing.
+    #[default]
+    Private,
+    /// Blobs whose name is known.
+    Blob,
+    /// Blobs, their list, and the container's properties.
+    Container,
+}
+
+/// A shared access policy of a container; tokens name it by `si`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StoredPolicy {
+    /// At most 64 characters.
+    pub id: String,
+    /// As written.
+    pub start: Option<String>,
+    /// As written.
+    pub expiry: Option<String>,
+    /// As written.
+    pub permission: Option<String>,
+}
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// Changes with every write to the container itself.
+    pub etag: String,
+    /// Of that write.
+    pub last_modified: Timestamp,
+    /// Given by clients.
+    pub metadata: Metadata,
+    /// What may be read without credentials.
+    pub public_access: PublicAccess,
+    /// At most [`MAX_POLICIES`].
+    pub policies: Vec<StoredPolicy>,
+}
+
+/// Headers that are stored with a blob; empty texts mean absent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BlobProperties {
+    /// Never empty in a stored blob.
+    pub content_type: String,
+    /// Content-Encoding.
+    pub content_encoding: String,
+    /// Content-Language.
+    pub content_language: String,
+    /// Content-Disposition.
+    pub content_disposition: String,
+    /// Cache-Control.
+    pub cache_control: String,
+    /// Of the whole content, if it is known.
+    pub content_md5: Option<[u8; 16]>,
+}
+
+/// Type of blobs whose writer named none.
+pub const DEFAULT_CONTENT_TYPE: &str = "application/octet-stream";
+
+/// Where a blob was copied from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopySource {
+    /// Of the copy operation.
+    pub id: String,
+    /// URL as the client gave it, without its signature.
+    pub source: String,
+    /// When it was done.
+    pub completed: Timestamp,
+}
+
+/// A blob without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Container it is in.
+    pub container: String,
+    /// Its name.
+    pub name: String,
+    /// Changes with every write, also of metadata.
+    pub etag: String,
+    /// When the name was first written.
+    pub created: Timestamp,
+    /// Of the last write.
+    pub last_modified: Timestamp,
+    /// Bytes.
+    pub length: u64,
+    /// Stored headers.
+    pub properties: BlobProperties,
+    /// Given by clients.
+    pub metadata: Metadata,
+    /// If it is a copy.
+    pub copy: Option<CopySource>,
+}
+
+impl Blob {
+    /// What conditions are compared with.
+    pub fn version(&self) -> Version<'_> {
+        Version { etag: &self.etag, last_modified: self.last_modified }
+    }
+}
+
+impl Container {
+    /// What conditions are compared with.
+    pub fn version(&self) -> Version<'_> {
+        Version { etag: &self.etag, last_modified: self.last_modified }
+    }
+}
+
+/// Names the bytes of one write; never used twice.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectKey(pub String);
+
+/// Consecutive bytes of a blob that lie in one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// Set if it was written as a block.
+    pub block_id: Option<String>,
+    /// The whole object.
+    pub object: ObjectKey,
+    /// Its length.
+    pub length: u64,
+}
+
+/// A blob's bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In the catalogue.
+    Inline(Bytes),
+    /// In objects, in this order.
+    Objects(Vec<Extent>),
+}
+
+impl Content {
+    /// How many bytes.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Inline(bytes) => bytes.len() as u64,
+            Self::Objects(extents) => extents.iter().map(|extent| extent.length).sum(),
+        }
+    }
+}
+
+/// Where a block list looks for a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockSource {
+    /// In the blob as it is.
+    Committed,
+    /// Among the blocks that were put since.
+    Uncommitted,
+    /// Uncommitted first, else committed.
+    Latest,
+}
+
+/// A block as lists show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockInfo {
+    /// Base64, as the client wrote it.
+    pub id: String,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// Makes ETags: `0x8D...`, 100 ns ticks since the year 1, never the same twice
+/// from one process even if the clock stands still or goes back.
+#[derive(Debug, Default)]
+pub struct EtagSource(AtomicU64);
+
+/// Microseconds from the year 1 to 1970.
+const YEAR_ONE_MICROS: i64 = 62_135_596_800_000_000;
+
+impl EtagSource {
+    /// A new ETag, without quotes.
+    pub fn next(&self, now: Timestamp) -> String {
+        let ticks = u64::try_from(now.as_micros().saturating_add(YEAR_ONE_MICROS)).unwrap_or(0).saturating_mul(10);
+        let last = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(ticks.max(last + 1)))
+            .unwrap_or_default();
+        format!("0x{:X}", ticks.max(last + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etags_look_like_azures_and_differ() {
+        let source = EtagSource::default();
+        let now = Timestamp::from_micros(1_795_000_000_000_000);
+        let (a, b) = (source.next(now), source.next(now));
+        assert!(a.starts_with("0x8D") && a.len() == 17, "{a}");
+        assert_ne!(a, b);
+        assert_ne!(source.next(Timestamp::from_micros(0)), b);
+    }
+}

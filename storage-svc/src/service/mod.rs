@@ -1,0 +1,84 @@
+//! What storage does, for both fronts.
+//!
+//! [`Storage`] joins the catalogue and the objects: bytes first, durable, then
+//! the row that names them. [`upload`] receives, [`download`] sends, [`copy`]
+//! does both; the rest passes to the catalogue with a stamp.
+
+mod accounts;
+mod copy;
+mod download;
+mod upload;
+
+use std::sync::Arc;
+
+use kiln_telemetry::propagation;
+use kiln_time::Timestamp;
+
+use crate::domain::StorageError;
+use crate::domain::model::EtagSource;
+use crate::metrics::Metrics;
+use crate::objects::Objects;
+use crate::store::{Catalogue, Stamp};
+
+pub use copy::CopyRequest;
+pub use download::{ByteStream, Download};
+pub use upload::{Body, Expected, Put, PutBlob};
+
+/// See the module. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    catalogue: Arc<dyn Catalogue>,
+    objects: Objects,
+    etags: EtagSource,
+    accounts: accounts::Cache,
+    metrics: Metrics,
+}
+
+impl Storage {
+    /// Joins a catalogue and its objects.
+    pub fn new(catalogue: Arc<dyn Catalogue>, objects: Objects, metrics: Metrics) -> Self {
+        let (etags, accounts) = (EtagSource::default(), accounts::Cache::default());
+        Self { inner: Arc::new(Inner { catalogue, objects, etags, accounts, metrics }) }
+    }
+
+    /// The catalogue.
+    pub fn catalogue(&self) -> &dyn Catalogue {
+        &*self.inner.catalogue
+    }
+
+    /// The objects.
+    pub fn objects(&self) -> &Objects {
+        &self.inner.objects
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// The stamp of a write that happens now.
+    pub fn stamp(&self, account: &str, request_id: &str) -> Stamp {
+        let now = Timestamp::now();
+        Stamp {
+            account: account.to_owned(),
+            now,
+            etag: self.inner.etags.next(now),
+            traceparent: propagation::current_traceparent(),
+            request_id: request_id.to_owned(),
+        }
+    }
+}
+
+/// An I/O error of the objects, logged here, once.
+fn io_error(error: &std::io::Error) -> StorageError {
+    tracing::error!(%error, "bytes could not be stored or read");
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => StorageError::ServerBusy,
+        _ => StorageError::InternalError,
+    }
+}

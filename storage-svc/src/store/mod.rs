@@ -1,0 +1,257 @@
+//! The catalogue: what exists, and which objects hold its bytes.
+//!
+//! [`Catalogue`] is the contract in the words of the domain; [`sqlite`] is its
+//! implementation; `conformance` is the suite every implementation passes.
+//!
+//! Invariants:
+//! - a row never refers to an object that is not durable: callers write objects
+//!   first and name them here afterwards;
+//! - an object that loses its last row is in `garbage` in the same transaction,
+//!   until [`Catalogue::forget_garbage`] confirms that its bytes are gone;
+//! - every write judges its conditions, remembers its answer by request id and
+//!   announces itself in the outbox in one transaction.
+
+#[cfg(test)]
+pub mod conformance;
+pub mod sqlite;
+
+use std::collections::HashSet;
+use std::fmt;
+
+use async_trait::async_trait;
+use kiln_time::Timestamp;
+
+use crate::domain::StorageError;
+use crate::domain::condition::Conditions;
+use crate::domain::model::{
+    Account, Blob, BlobProperties, BlockInfo, BlockSource, Container, Content, CopySource, ObjectKey, PublicAccess,
+    StoredPolicy,
+};
+use crate::domain::names::Metadata;
+
+pub use sqlite::SqliteCatalogue;
+
+/// What every write carries.
+#[derive(Debug, Clone)]
+pub struct Stamp {
+    /// Whose record it is.
+    pub account: String,
+    /// The clock.
+    pub now: Timestamp,
+    /// ETag of the record after the write.
+    pub etag: String,
+    /// For the event.
+    pub traceparent: String,
+    /// If this was seen before, the first answer is given again; empty: never.
+    pub request_id: String,
+}
+
+/// When a write may happen.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// If-Match and so on.
+    pub conditions: Conditions,
+    /// The caller may make this blob but not replace it.
+    pub only_new: bool,
+}
+
+/// An answer, and whether it was given before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Once<T> {
+    /// What the (first) request did.
+    pub answer: T,
+    /// This request did nothing.
+    pub repeated: bool,
+}
+
+/// A blob that is about to be.
+#[derive(Debug, Clone)]
+pub struct NewBlob {
+    /// Container it goes into.
+    pub container: String,
+    /// Its name.
+    pub name: String,
+    /// Stored headers.
+    pub properties: BlobProperties,
+    /// Given by the client.
+    pub metadata: Metadata,
+    /// Its bytes, durable already.
+    pub content: Content,
+    /// If it is a copy.
+    pub copy: Option<CopySource>,
+}
+
+/// A blob that is made of blocks.
+#[derive(Debug, Clone)]
+pub struct BlockList {
+    /// Container it goes into.
+    pub container: String,
+    /// Its name.
+    pub name: String,
+    /// Stored headers.
+    pub properties: BlobProperties,
+    /// Given by the client.
+    pub metadata: Metadata,
+    /// Block ids in order, and where each is looked for.
+    pub blocks: Vec<(BlockSource, String)>,
+}
+
+/// A block that is about to be.
+#[derive(Debug, Clone)]
+pub struct NewBlock {
+    /// Container of the blob.
+    pub container: String,
+    /// The blob, which need not exist.
+    pub blob: String,
+    /// Base64, as the client wrote it.
+    pub id: String,
+    /// Its bytes, durable already.
+    pub object: ObjectKey,
+    /// How many.
+    pub length: u64,
+}
+
+/// What changes in a container.
+#[derive(Debug, Clone)]
+pub enum ContainerChange {
+    /// Replaces the metadata.
+    Metadata(Metadata),
+    /// Replaces the access rules.
+    Acl {
+        /// What may be read without credentials.
+        public_access: PublicAccess,
+        /// Stored policies.
+        policies: Vec<StoredPolicy>,
+    },
+}
+
+/// What changes in a blob besides its bytes.
+#[derive(Debug, Clone)]
+pub enum BlobChange {
+    /// Replaces the metadata.
+    Metadata(Metadata),
+    /// Replaces the stored headers.
+    Properties(BlobProperties),
+}
+
+/// Which blobs to list.
+#[derive(Debug, Clone, Default)]
+pub struct BlobQuery {
+    /// Names that begin with this.
+    pub prefix: String,
+    /// Cut names behind the first of these after the prefix; empty: do not.
+    pub delimiter: String,
+    /// First name to look at, itself included.
+    pub from: String,
+    /// Entries at most; at least 1.
+    pub limit: usize,
+}
+
+/// An entry of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BlobEntry {
+    /// A blob.
+    Blob(Box<Blob>),
+    /// All blobs whose names begin with this.
+    Prefix(String),
+}
+
+/// A part of a list, in the order of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// The entries.
+    pub entries: Vec<T>,
+    /// Where the next part begins; absent at the end.
+    pub next: Option<String>,
+}
+
+/// The blocks of a blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// The blob, if it was committed.
+    pub blob: Option<Blob>,
+    /// In the order of the content.
+    pub committed: Vec<BlockInfo>,
+    /// In the order of their ids.
+    pub uncommitted: Vec<BlockInfo>,
+}
+
+/// See the module.
+#[async_trait]
+pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
+    /// Creates the account or replaces its keys.
+    async fn put_account(&self, account: Account) -> Result<(), StorageError>;
+    /// The account, its name compared without case.
+    async fn account(&self, name: &str) -> Result<Option<Account>, StorageError>;
+
+    /// Makes a container; its `etag` and `last_modified` are those of the stamp.
+    async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError>;
+    /// The container.
+    async fn container(&self, account: &str, name: &str) -> Result<Container, StorageError>;
+    /// Containers whose name begins with `prefix`, from the name `from` on.
+    async fn list_containers(
+        &self,
+        account: &str,
+        prefix: &str,
+        from: &str,
+        limit: usize,
+    ) -> Result<Page<Container>, StorageError>;
+    /// Changes a container.
+    async fn change_container(
+        &self,
+        stamp: Stamp,
+        name: &str,
+        conditions: Conditions,
+        change: ContainerChange,
+    ) -> Result<Container, StorageError>;
+    /// Removes a container; its blobs follow in [`Catalogue::tidy`], unseen.
+    async fn delete_container(&self, stamp: Stamp, name: &str, conditions: Conditions) -> Result<(), StorageError>;
+
+    /// A blob without its bytes.
+    async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError>;
+    /// A blob and where its bytes are, of one moment.
+    async fn blob_content(&self, account: &str, container: &str, name: &str) -> Result<(Blob, Content), StorageError>;
+    /// Makes or replaces a blob; uncommitted blocks of its name are dropped.
+    async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError>;
+    /// Replaces metadata or headers.
+    async fn change_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        conditions: Conditions,
+        change: BlobChange,
+    ) -> Result<Blob, StorageError>;
+    /// Removes a blob and its uncommitted blocks.
+    async fn delete_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        conditions: Conditions,
+    ) -> Result<(), StorageError>;
+    /// Blobs of a container.
+    async fn list_blobs(
+        &self,
+        account: &str,
+        container: &str,
+        query: BlobQuery,
+    ) -> Result<Page<BlobEntry>, StorageError>;
+
+    /// Adds an uncommitted block, or replaces the one of this id.
+    async fn put_block(&self, stamp: Stamp, block: NewBlock, only_new: bool) -> Result<(), StorageError>;
+    /// Makes or replaces a blob out of blocks; all others are dropped.
+    async fn put_block_list(&self, stamp: Stamp, list: BlockList, guard: Guard) -> Result<Blob, StorageError>;
+    /// The blocks of a blob.
+    async fn blocks(&self, account: &str, container: &str, name: &str) -> Result<Blocks, StorageError>;
+
+    /// Objects that lost their last row before `before`.
+    async fn garbage(&self, before: Timestamp, limit: usize) -> Result<Vec<ObjectKey>, StorageError>;
+    /// Their bytes are gone.
+    async fn forget_garbage(&self, objects: Vec<ObjectKey>) -> Result<(), StorageError>;
+    /// Which of `objects` any row refers to, garbage included.
+    async fn known(&self, objects: Vec<ObjectKey>) -> Result<HashSet<ObjectKey>, StorageError>;
+    /// Does a bounded part of what waits: blobs of deleted containers, old
+    /// uncommitted blocks, old request ids. `true` if more may be waiting.
+    async fn tidy(&self, now: Timestamp) -> Result<bool, StorageError>;
+}
