@@ -1,10 +1,207 @@
 //! The guard: kills an agent's tasks when the agent itself is killed.
+//!
+//! It is the same program with a hidden argument, in a session of its own, and
+//! holds the reading end of a pipe. The agent tells it through the pipe which
+//! process groups there are (`+123`, `-123`). When the pipe ends, the agent is
+//! gone: the guard kills these groups and every process that carries the
+//! marker of its incarnation, and ends.
 
-/// Runs as the guard.
+use std::collections::HashSet;
+use std::io::{BufRead, Write};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStdin, Command};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::supervisor::{GuardLine, Running, Supervisor};
+use super::table::{self, Process};
+use crate::domain::environment::{MARKER, ROOT_VARIABLE};
+
+/// How often the guard looks again until nothing is found twice in a row.
+const MAX_ROUNDS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(25);
+/// A guard that was killed is started again after this time.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const READY: &[u8] = b"ready\n";
+
+/// Runs as the guard of the agent with this incarnation.
 ///
 /// # Errors
-/// When the guard cannot watch its agent.
+/// When the agent cannot be told that the guard is ready.
 pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
-    let _ = incarnation;
+    // Fails only for the leader of a group, which then has a session already.
+    let _ = nix::unistd::setsid();
+    let mut stdout = std::io::stdout();
+    stdout.write_all(READY).and_then(|()| stdout.flush()).context("the agent is gone")?;
+    let mut groups = HashSet::new();
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        match (line.get(..1), line.get(1..).and_then(|number| number.parse::<i32>().ok())) {
+            (Some("+"), Some(group)) => {
+                groups.insert(group);
+            }
+            (Some("-"), Some(group)) => {
+                groups.remove(&group);
+            }
+            _ => {}
+        }
+    }
+    for group in &groups {
+        table::kill_group(*group);
+    }
+    let prefix = format!("{incarnation}/");
+    kill_until_gone(|processes| {
+        carriers(processes, MARKER, |marker| marker.starts_with(&prefix))
+            .into_iter()
+            .chain(processes.iter().filter(|process| groups.contains(&process.group)).map(|process| process.pid))
+            .collect()
+    });
     Ok(())
+}
+
+/// Kills what earlier incarnations of the agent of this node left running. The
+/// caller holds the node's lock, so there is no other agent whose tasks these
+/// could be. Blocks.
+pub fn kill_earlier(root_dir: &Path) {
+    let root = root_dir.to_string_lossy().into_owned();
+    let own = std::process::id() as i32;
+    kill_until_gone(|processes| {
+        let mut found = carriers(processes, ROOT_VARIABLE, |value| value == root);
+        // An agent that somebody started inside of a task carries these, too.
+        found.retain(|pid| *pid != own && table::environment_value(*pid, MARKER).is_some());
+        found
+    });
+}
+
+fn carriers(processes: &[Process], name: &str, is_ours: impl Fn(&str) -> bool) -> HashSet<i32> {
+    let own = std::process::id() as i32;
+    processes
+        .iter()
+        .filter(|process| !process.zombie && process.pid != own)
+        .filter(|process| table::environment_value(process.pid, name).is_some_and(|value| is_ours(&value)))
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// Kills what `find` finds, with everything below, until it finds nothing.
+fn kill_until_gone(find: impl Fn(&[Process]) -> HashSet<i32>) {
+    let own = std::process::id() as i32;
+    let mut calm = 0;
+    for _ in 0..MAX_ROUNDS {
+        let processes = table::scan();
+        let running: HashSet<i32> =
+            processes.iter().filter(|process| !process.zombie).map(|process| process.pid).collect();
+        let mut victims = table::with_descendants(&processes, &find(&processes));
+        victims.retain(|pid| *pid != own && running.contains(pid));
+        calm = if victims.is_empty() { calm + 1 } else { 0 };
+        // Twice, because a process that was being started during the first scan may be missed.
+        if calm == 2 {
+            return;
+        }
+        for pid in victims {
+            table::kill_process(pid);
+        }
+        std::thread::sleep(if calm > 0 { Duration::from_millis(2) } else { PAUSE });
+    }
+}
+
+/// Starts the guard and keeps one alive until `shutdown`.
+///
+/// # Errors
+/// When the first guard cannot be started: then no task should be.
+pub async fn keep_guard(
+    command: Vec<String>,
+    incarnation: String,
+    supervisor: Arc<Supervisor>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut guard = start(&command, &incarnation, &supervisor).await.context("the guard process cannot be started")?;
+    kiln_telemetry::spawn(async move {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => {
+                    // Its pipe ends here, and the guard with it.
+                    guard.process.release();
+                    return;
+                }
+                _ = guard.process.wait() => {
+                    tracing::warn!("the guard process has ended; it is started again");
+                    guard.process.release();
+                }
+                Some(line) = guard.lines.recv() => {
+                    if guard.write(line).await.is_ok() {
+                        continue;
+                    }
+                    guard.process.release();
+                }
+            }
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(RESTART_PAUSE) => {}
+                }
+                match start(&command, &incarnation, &supervisor).await {
+                    Ok(next) => {
+                        guard = next;
+                        break;
+                    }
+                    Err(error) => tracing::warn!(error = format!("{error:#}"), "the guard cannot be started"),
+                }
+            }
+        }
+    });
+    Ok(())
+}
+
+struct Guard {
+    process: Running,
+    stdin: ChildStdin,
+    lines: mpsc::Receiver<GuardLine>,
+}
+
+impl Guard {
+    async fn write(&mut self, line: GuardLine) -> std::io::Result<()> {
+        let mut text = String::new();
+        let mut add = |line: GuardLine| match line {
+            GuardLine::Began(group) => text.push_str(&format!("+{group}\n")),
+            GuardLine::Ended(group) => text.push_str(&format!("-{group}\n")),
+        };
+        add(line);
+        while let Ok(line) = self.lines.try_recv() {
+            add(line);
+        }
+        self.stdin.write_all(text.as_bytes()).await
+    }
+}
+
+async fn start(command: &[String], incarnation: &str, supervisor: &Arc<Supervisor>) -> anyhow::Result<Guard> {
+    let (program, arguments) = command.split_first().context("the guard command is empty")?;
+    let mut process = supervisor.spawn(
+        Command::new(program)
+            .args(arguments)
+            .arg(incarnation)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit()),
+        "",
+    )?;
+    let stdin = process.child().stdin.take().context("the guard has no stdin")?;
+    let mut stdout = process.child().stdout.take().context("the guard has no stdout")?;
+    let mut ready = [0; READY.len()];
+    stdout.read_exact(&mut ready).await.context("the guard did not become ready")?;
+    let (sender, lines) = mpsc::channel(4096);
+    let mut guard = Guard { process, stdin, lines };
+    for group in supervisor.set_guard(sender) {
+        if group != guard.process.pid() {
+            guard.write(GuardLine::Began(group)).await?;
+        }
+    }
+    Ok(guard)
 }

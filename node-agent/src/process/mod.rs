@@ -1,2 +1,18 @@
-//! Processes of tasks: start, watch, kill with all they started.
+//! Processes of tasks: start, watch, kill with everything they started.
+//!
+//! - [`launch`]: a command line becomes a running process.
+//! - [`supervisor`]: knows the processes of the agent; when one has ended, or
+//!   has to, whatever it started is killed too, also what left its process
+//!   group or session.
+//! - [`table`]: the process table of the machine, as read from `/proc`.
+//! - [`guard`]: a small second process that kills the tasks of an agent that
+//!   was itself killed, and the clean-up a new agent does first.
+//!
+//! A task is one process group. What leaves the group is found in two ways: the agent is
+//! a subreaper, so orphans become its children; and every process inherits a
+//! variable with a marker in its environment.
+
 pub mod guard;
+pub mod launch;
+pub mod supervisor;
+pub mod table;

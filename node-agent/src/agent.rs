@@ -1,0 +1,565 @@
+//! What the loops of the agent share: one life (incarnation) of it.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use kiln_proto::common::v1::{DeallocationOption, ExecutionResult};
+use kiln_proto::job::v1::WorkerStatus;
+use kiln_proto::pool::v1::{
+    AgentPhase, JobDefaultOrder, NodeError, NodeFillType, NodeReport, NodeSettings, RecentTask, SchedulingState,
+    StartTaskInfo,
+};
+use kiln_time::Timestamp;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::config::NodeAgentConfig;
+use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause};
+use crate::domain::environment::NodeFacts;
+use crate::domain::lease::Lease;
+use crate::domain::ledger::{Key, Ledger};
+use crate::machine::Machine;
+use crate::process::supervisor::Supervisor;
+use crate::stage::input::Input;
+use crate::stage::output::Output;
+
+/// Assumed until the service tells its own.
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+/// Tasks that the node's view shows.
+const RECENT_TASKS: usize = 10;
+/// Problems that the node's view shows.
+const MAX_ERRORS: usize = 10;
+
+/// What pool-svc told at registration.
+#[derive(Debug, Clone, Default)]
+pub struct Registration {
+    /// Account of the pool.
+    pub account: String,
+    /// URL of job-svc's work stream.
+    pub work_endpoint: String,
+    /// Data plane of the account.
+    pub blob_endpoint: String,
+    /// Public URL of the service.
+    pub batch_endpoint: String,
+    /// Pause between heartbeats.
+    pub heartbeat_interval: Duration,
+    /// What of its pool a node has to know.
+    pub settings: NodeSettings,
+}
+
+/// How a life of the agent ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Asked to by whoever runs the machine.
+    Stopped,
+    /// The node has left its pool.
+    Left(String),
+    /// The next life begins; the command is done then.
+    Reboot(u64),
+    /// No contact for too long, or refused for good.
+    GaveUp(String),
+}
+
+/// One life of the agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// How it was started.
+    pub config: NodeAgentConfig,
+    /// Names this life.
+    pub incarnation: String,
+    /// AZ_BATCH_NODE_ROOT_DIR.
+    pub root: PathBuf,
+    /// What the machine has.
+    pub machine: Machine,
+    /// Runs processes.
+    pub supervisor: Arc<Supervisor>,
+    /// Fetches resource files.
+    pub input: Input,
+    /// Uploads output files.
+    pub output: Output,
+    /// Bearer token of the node.
+    pub node_token: Arc<RwLock<String>>,
+    /// Reports or status wait for job-svc.
+    pub work_due: Notify,
+    /// Something that pool-svc should know at once.
+    pub control_due: Notify,
+    /// Counters changed; pool-svc may hear of it a moment later.
+    pub control_soon: Notify,
+    /// An attempt or the start task has ended.
+    pub ended: Notify,
+    /// Tasks are stopped: the loops say goodbye and end.
+    pub closing: CancellationToken,
+    registration: RwLock<Arc<Registration>>,
+    state: Mutex<State>,
+    outcome: Mutex<Option<Outcome>>,
+    finished: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    lease: Lease,
+    last_contact: Duration,
+    stops: HashMap<Key, (CancellationToken, i32)>,
+    phase: AgentPhase,
+    start_task_live: bool,
+    work_connected: bool,
+    accepting: bool,
+    draining: bool,
+    reboot: Option<u64>,
+    option: DeallocationOption,
+    /// Counts changes of the status; job-svc has applied `status_confirmed`.
+    status_version: u64,
+    status_confirmed: u64,
+    start_task: Option<StartTaskInfo>,
+    errors: Vec<NodeError>,
+    total_run: i32,
+    total_succeeded: i32,
+    recent: VecDeque<RecentTask>,
+    done_command: u64,
+    retention: HashMap<PathBuf, Timestamp>,
+}
+
+/// What a life is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Runs processes.
+    pub supervisor: Arc<Supervisor>,
+    /// Fetches resource files.
+    pub input: Input,
+    /// Uploads output files.
+    pub output: Output,
+    /// Bearer token of the node.
+    pub node_token: Arc<RwLock<String>>,
+}
+
+impl Agent {
+    /// A new life. `done_command` is the last command that was carried out.
+    pub fn new(config: NodeAgentConfig, root: PathBuf, incarnation: String, parts: Parts, done_command: u64) -> Self {
+        let state = State {
+            ledger: Ledger::default(),
+            lease: Lease::new(DEFAULT_LEASE),
+            last_contact: clock::since_boot(),
+            stops: HashMap::new(),
+            phase: AgentPhase::Starting,
+            start_task_live: false,
+            work_connected: false,
+            accepting: true,
+            draining: false,
+            reboot: None,
+            option: DeallocationOption::Unspecified,
+            status_version: 1,
+            status_confirmed: 0,
+            start_task: None,
+            errors: Vec::new(),
+            total_run: 0,
+            total_succeeded: 0,
+            recent: VecDeque::new(),
+            done_command,
+            retention: HashMap::new(),
+        };
+        Self {
+            config,
+            incarnation,
+            root,
+            machine: Machine::read(),
+            supervisor: parts.supervisor,
+            input: parts.input,
+            output: parts.output,
+            node_token: parts.node_token,
+            work_due: Notify::new(),
+            control_due: Notify::new(),
+            control_soon: Notify::new(),
+            ended: Notify::new(),
+            closing: CancellationToken::new(),
+            registration: RwLock::default(),
+            state: Mutex::new(state),
+            outcome: Mutex::new(None),
+            finished: CancellationToken::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- registration and contact
+
+    /// What pool-svc told.
+    pub fn registration(&self) -> Arc<Registration> {
+        self.registration.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// pool-svc told this.
+    pub fn registered(&self, registration: Registration) {
+        *self.registration.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(registration);
+    }
+
+    /// A new node token.
+    pub fn renew_token(&self, token: &str) {
+        token.clone_into(&mut self.node_token.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A service has answered.
+    pub fn heard(&self) {
+        self.state().last_contact = clock::since_boot();
+    }
+
+    /// Whether nobody has answered for so long that the agent shall end.
+    pub fn is_lost(&self) -> bool {
+        let state = self.state();
+        let limit = state.lease.length() + self.config.settings.grace;
+        clock::since_boot().saturating_sub(state.last_contact) > limit
+    }
+
+    /// What every process of the node sees.
+    pub fn facts(&self) -> NodeFacts {
+        let registration = self.registration();
+        NodeFacts {
+            account: registration.account.clone(),
+            batch_url: registration.batch_endpoint.clone(),
+            pool_id: self.config.join.pool_id.clone(),
+            node_id: self.config.join.node_id.clone(),
+            is_dedicated: registration.settings.is_dedicated,
+            root_dir: self.root.to_string_lossy().into_owned(),
+            path: self.config.settings.task_path.clone(),
+        }
+    }
+
+    // --- end of this life
+
+    /// This life ends; the first reason counts.
+    pub fn finish(&self, outcome: Outcome) {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(outcome);
+        self.finished.cancel();
+    }
+
+    /// Completes when this life shall end.
+    pub async fn finished(&self) -> Outcome {
+        self.finished.cancelled().await;
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(Outcome::Stopped)
+    }
+
+    // --- attempts
+
+    /// Works on the ledger and the lease.
+    pub fn with_work<T>(&self, work: impl FnOnce(&mut Ledger, &mut Lease) -> T) -> T {
+        let state = &mut *self.state();
+        work(&mut state.ledger, &mut state.lease)
+    }
+
+    /// A new attempt has its way to be stopped.
+    pub fn began(&self, key: &Key, slots: i32) -> CancellationToken {
+        let stop = CancellationToken::new();
+        {
+            let mut state = self.state();
+            state.stops.insert(key.clone(), (stop.clone(), slots.max(1)));
+            state.total_run = state.total_run.saturating_add(1);
+            let start_time = state.ledger.get(key).map(|attempt| timestamp(attempt.start()));
+            remember(&mut state.recent, key, "running", start_time, None);
+        }
+        self.work_due.notify_one();
+        self.control_soon.notify_one();
+        stop
+    }
+
+    /// Something happened to an attempt; does what follows for it. Gives the
+    /// state of the attempt afterwards.
+    pub fn apply(&self, key: &Key, event: Event) -> Option<Attempt> {
+        let (result, next) = {
+            let mut state = self.state();
+            let result = state.ledger.apply(key, event, Timestamp::now());
+            let next = state.ledger.get(key).cloned();
+            if let Some(Attempt::Ended(ended)) = &next
+                && state.stops.remove(key).is_some()
+            {
+                state.total_succeeded = state.total_succeeded.saturating_add(i32::from(ended.failure.is_none()));
+                remember(&mut state.recent, key, "completed", Some(timestamp(ended.start)), Some(ended));
+                drop(state);
+                self.attempt_ended(key, ended);
+            } else if let Ok(Some(Effect::Kill)) = result
+                && let Some((stop, _)) = state.stops.get(key)
+            {
+                stop.cancel();
+            }
+            (result, next)
+        };
+        match result {
+            Ok(Some(Effect::Report)) => self.work_due.notify_one(),
+            Ok(_) => {}
+            Err(Rejected { state, event }) => {
+                tracing::debug!(job.id = &*key.job, task.id = &*key.task, attempt = key.attempt, state, event, "event ignored");
+            }
+        }
+        next
+    }
+
+    fn attempt_ended(&self, key: &Key, ended: &Ended) {
+        tracing::debug!(
+            job.id = &*key.job,
+            task.id = &*key.task,
+            attempt = key.attempt,
+            cause = ?ended.cause,
+            exit_code = ended.exit_code,
+            failure = ended.failure.as_ref().map(|failure| failure.code),
+            "attempt ended"
+        );
+        self.ended.notify_waiters();
+        self.control_soon.notify_one();
+        self.check_drained();
+    }
+
+    /// Stops every attempt.
+    pub fn stop_all(&self, cause: StopCause) {
+        for key in self.with_work(|ledger, _| ledger.live_keys()) {
+            self.apply(&key, Event::Stop(cause));
+        }
+    }
+
+    /// job-svc has these results.
+    pub fn acknowledged(&self, keys: &[Key]) {
+        for key in keys {
+            self.apply(key, Event::Acknowledged);
+        }
+        self.check_drained();
+    }
+
+    /// How many attempts run.
+    pub fn live(&self) -> usize {
+        self.state().ledger.live()
+    }
+
+    /// Whether something writes below this directory (relative to the root).
+    pub fn is_live_path(&self, path: &str) -> bool {
+        let state = self.state();
+        let is_below = |dir: &str| path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if state.start_task_live && is_below(kiln_node::STARTUP_DIR) {
+            return true;
+        }
+        path.starts_with(kiln_node::WORKITEMS_DIR)
+            && state.ledger.all().any(|(key, attempt)| {
+                attempt.is_live() && is_below(&kiln_node::task_dir(&key.job, &key.task))
+            })
+    }
+
+    // --- directories that go at some time
+
+    /// The task's directory (absolute) may go at `when`.
+    pub fn keep_until(&self, dir: PathBuf, when: Timestamp) {
+        self.state().retention.insert(dir, when);
+    }
+
+    /// When the directory may go, if its task said so.
+    pub fn kept_until(&self, dir: &std::path::Path) -> Option<Timestamp> {
+        self.state().retention.get(dir).copied()
+    }
+
+    /// The directory is gone.
+    pub fn not_kept(&self, dir: &std::path::Path) {
+        self.state().retention.remove(dir);
+    }
+
+    // --- scheduling
+
+    /// Takes tasks again, unless the node is being drained.
+    pub fn enable_scheduling(&self) {
+        self.change_status(|state| {
+            if !state.draining {
+                state.accepting = true;
+                state.option = DeallocationOption::Unspecified;
+            }
+        });
+    }
+
+    /// Takes no tasks; job-svc deals with running ones as `option` says.
+    pub fn disable_scheduling(&self, option: DeallocationOption) {
+        self.change_status(|state| {
+            state.accepting = false;
+            state.option = option;
+        });
+    }
+
+    /// Takes no tasks any more. With `reboot` the next life begins when drained.
+    pub fn drain(&self, option: DeallocationOption, reboot: Option<u64>) {
+        self.change_status(|state| {
+            state.accepting = false;
+            state.draining = true;
+            state.option = option;
+            state.reboot = reboot.or(state.reboot);
+        });
+        self.check_drained();
+    }
+
+    fn change_status(&self, change: impl FnOnce(&mut State)) {
+        {
+            let mut state = self.state();
+            change(&mut state);
+            state.status_version += 1;
+        }
+        self.work_due.notify_one();
+        self.control_due.notify_one();
+    }
+
+    /// The command was carried out, or is on its way for good.
+    pub fn command_done(&self, id: u64) {
+        let mut state = self.state();
+        state.done_command = state.done_command.max(id);
+        drop(state);
+        self.control_due.notify_one();
+    }
+
+    /// The last command that was carried out.
+    pub fn done_command(&self) -> u64 {
+        self.state().done_command
+    }
+
+    /// Status for job-svc, with its version.
+    pub fn status(&self) -> (u64, WorkerStatus) {
+        let registration = self.registration();
+        let settings = &registration.settings;
+        let state = self.state();
+        let status = WorkerStatus {
+            task_slots: settings.task_slots.max(1),
+            accepting: state.accepting,
+            running_tasks: state.option.into(),
+            is_dedicated: settings.is_dedicated,
+            pack: settings.node_fill_type() == NodeFillType::Pack,
+            order_jobs_by_creation: settings.job_default_order() == JobDefaultOrder::CreationTime,
+        };
+        (state.status_version, status)
+    }
+
+    /// job-svc has applied this version of the status, and every assignment it
+    /// sent before has arrived.
+    pub fn status_confirmed(&self, version: u64) {
+        {
+            let mut state = self.state();
+            state.status_confirmed = state.status_confirmed.max(version);
+        }
+        self.check_drained();
+    }
+
+    /// job-svc may give this node tasks from now on.
+    pub fn work_begins(&self) {
+        self.state().work_connected = true;
+    }
+
+    fn check_drained(&self) {
+        let reboot = {
+            let state = self.state();
+            if !state.draining || !is_drained(&state) {
+                return;
+            }
+            state.reboot
+        };
+        self.control_due.notify_one();
+        if let Some(command) = reboot {
+            self.finish(Outcome::Reboot(command));
+        }
+    }
+
+    /// The lease may be over: a drain that waits for job-svc can go on.
+    pub fn recheck_drained(&self) {
+        self.check_drained();
+    }
+
+    // --- start task and view
+
+    /// Enters a phase.
+    pub fn enter(&self, phase: AgentPhase) {
+        tracing::info!(node.id = self.config.join.node_id, phase = phase.as_str_name(), "phase");
+        self.state().phase = phase;
+        self.control_due.notify_one();
+    }
+
+    /// How the start task stands; `live` while its process may write files.
+    pub fn start_task_is(&self, info: StartTaskInfo, live: bool) {
+        {
+            let mut state = self.state();
+            state.start_task = Some(info);
+            state.start_task_live = live;
+        }
+        if !live {
+            self.ended.notify_waiters();
+        }
+        self.control_due.notify_one();
+    }
+
+    /// A problem of the node that people should see.
+    pub fn add_error(&self, code: &str, message: String) {
+        let mut state = self.state();
+        state.errors.retain(|error| error.code != code);
+        if state.errors.len() < MAX_ERRORS {
+            state.errors.push(NodeError { code: code.to_owned(), message, details: Vec::new() });
+        }
+        drop(state);
+        self.control_due.notify_one();
+    }
+
+    /// The full view for pool-svc.
+    pub fn report(&self) -> NodeReport {
+        let state = self.state();
+        let phase = if state.draining && is_drained(&state) { AgentPhase::Drained } else { state.phase };
+        let scheduling =
+            if state.accepting { SchedulingState::Enabled } else { SchedulingState::Disabled };
+        NodeReport {
+            incarnation: self.incarnation.clone(),
+            phase: phase.into(),
+            scheduling_state: scheduling.into(),
+            start_task_info: state.start_task.clone(),
+            errors: state.errors.clone(),
+            running_tasks: i32::try_from(state.ledger.live()).unwrap_or(i32::MAX),
+            running_task_slots: state.stops.values().map(|(_, slots)| *slots).sum(),
+            total_tasks_run: state.total_run,
+            total_tasks_succeeded: state.total_succeeded,
+            recent_tasks: state.recent.iter().cloned().collect(),
+            boot_time: Some(timestamp(self.machine.boot_time)),
+            done_command_id: state.done_command,
+        }
+    }
+}
+
+/// Nothing runs, and job-svc knows that nothing may come: or nothing can come,
+/// because it was never asked or the lease is over.
+fn is_drained(state: &State) -> bool {
+    if state.ledger.live() > 0 || state.start_task_live {
+        return false;
+    }
+    if !state.work_connected || !state.lease.is_valid(clock::since_boot()) {
+        return true;
+    }
+    state.status_confirmed >= state.status_version && state.ledger.unacknowledged() == 0
+}
+
+fn remember(
+    recent: &mut VecDeque<RecentTask>,
+    key: &Key,
+    state: &str,
+    start_time: Option<prost_types::Timestamp>,
+    ended: Option<&Ended>,
+) {
+    recent.retain(|task| task.job_id != *key.job || task.task_id != *key.task);
+    recent.push_front(RecentTask {
+        job_id: key.job.to_string(),
+        task_id: key.task.to_string(),
+        state: state.to_owned(),
+        start_time,
+        end_time: ended.map(|ended| timestamp(ended.end)),
+        exit_code: ended.and_then(|ended| ended.exit_code),
+        result: match ended {
+            None => ExecutionResult::Unspecified,
+            Some(Ended { failure: None, .. }) => ExecutionResult::Success,
+            Some(_) => ExecutionResult::Failure,
+        }
+        .into(),
+    });
+    recent.truncate(RECENT_TASKS);
+}
+
+/// For messages.
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    kiln_proto::time::timestamp(time.as_micros())
+}

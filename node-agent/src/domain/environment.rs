@@ -1,0 +1,233 @@
+//! The environment of a process.
+//!
+//! Three layers: a sane base, what users set (the task's own above the job's),
+//! and the service's own variables, which users cannot replace. The agent's own
+//! environment is not passed on: it may hold secrets of whoever runs the agent.
+
+use std::collections::BTreeMap;
+
+/// Prefixes of names that belong to the service.
+const RESERVED: [&str; 2] = ["AZ_BATCH_", "KILN_"];
+/// What the AZ_BATCH_ variable tells: below so much free disk a task is in danger.
+const RESERVED_DISK_BYTES: u64 = 1_000_000;
+
+/// What every process of the node sees.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// Account that owns the pool.
+    pub account: String,
+    /// URL of the Batch service.
+    pub batch_url: String,
+    /// Pool of the node.
+    pub pool_id: String,
+    /// The node.
+    pub node_id: String,
+    /// Not a low-priority node.
+    pub is_dedicated: bool,
+    /// Absolute path of the node root.
+    pub root_dir: String,
+    /// `PATH`.
+    pub path: String,
+}
+
+/// Which task a process belongs to; the start task belongs to none.
+#[derive(Debug, Clone)]
+pub struct TaskFacts {
+    /// The job.
+    pub job_id: String,
+    /// The task.
+    pub task_id: String,
+    /// Which try of it.
+    pub attempt: u32,
+}
+
+/// What one process sees.
+#[derive(Debug, Clone)]
+pub struct ProcessFacts<'a> {
+    /// Its task, unless it is the start task.
+    pub task: Option<&'a TaskFacts>,
+    /// Absolute path of the directory with stdout.txt.
+    pub task_dir: &'a str,
+    /// Absolute path of its current directory.
+    pub working_dir: &'a str,
+    /// Unique over all processes the agent ever starts.
+    pub marker: &'a str,
+    /// W3C trace context; empty if nothing is traced.
+    pub traceparent: &'a str,
+    /// W3C vendor part of it.
+    pub tracestate: &'a str,
+}
+
+/// The name under which every process of the agent carries its marker.
+pub const MARKER: &str = "KILN_ATTEMPT_ID";
+/// Names the node that a process belongs to, by its root directory.
+pub const ROOT_VARIABLE: &str = "AZ_BATCH_NODE_ROOT_DIR";
+
+/// The complete environment. `user` settings are in rising order of precedence.
+pub fn build<'a>(
+    node: &NodeFacts,
+    process: &ProcessFacts<'_>,
+    user: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    let mut set = |name: &str, value: &str| {
+        variables.insert(name.to_owned(), value.to_owned());
+    };
+    set("PATH", &node.path);
+    set("HOME", process.working_dir);
+    set("PWD", process.working_dir);
+    set("LANG", "C.UTF-8");
+    set("SHELL", "/bin/sh");
+    set("TMPDIR", "/tmp");
+    if !process.traceparent.is_empty() {
+        set("TRACEPARENT", process.traceparent);
+        if !process.tracestate.is_empty() {
+            set("TRACESTATE", process.tracestate);
+        }
+    }
+    for (name, value) in user {
+        if is_allowed(name, value) {
+            set(name, value);
+        }
+    }
+
+    let root = &node.root_dir;
+    set("AZ_BATCH_ACCOUNT_NAME", &node.account);
+    set("AZ_BATCH_ACCOUNT_URL", &node.batch_url);
+    set("AZ_BATCH_CERTIFICATES_DIR", &format!("{}/certs", process.task_dir));
+    set("AZ_BATCH_NODE_ID", &node.node_id);
+    set("AZ_BATCH_NODE_IS_DEDICATED", if node.is_dedicated { "true" } else { "false" });
+    set(ROOT_VARIABLE, root);
+    set("AZ_BATCH_NODE_SHARED_DIR", &format!("{root}/shared"));
+    set("AZ_BATCH_NODE_STARTUP_DIR", &format!("{root}/startup"));
+    set("AZ_BATCH_NODE_STARTUP_WORKING_DIR", &format!("{root}/startup/wd"));
+    set("AZ_BATCH_NODE_MOUNTS_DIR", &format!("{root}/fsmounts"));
+    set("AZ_BATCH_POOL_ID", &node.pool_id);
+    set("AZ_BATCH_TASK_DIR", process.task_dir);
+    set("AZ_BATCH_TASK_WORKING_DIR", process.working_dir);
+    set("AZ_BATCH_TASK_RESERVED_EPHEMERAL_DISK_SPACE_BYTES", &RESERVED_DISK_BYTES.to_string());
+    if let Some(task) = process.task {
+        set("AZ_BATCH_JOB_ID", &task.job_id);
+        set("AZ_BATCH_TASK_ID", &task.task_id);
+        set("KILN_TASK_ATTEMPT", &task.attempt.to_string());
+    }
+    set(MARKER, process.marker);
+    variables
+}
+
+/// Whether a user may set `name` to `value`. The service refuses such settings
+/// when the task is added; here they are left out.
+pub fn is_allowed(name: &str, value: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['=', '\0'])
+        && !value.contains('\0')
+        && !RESERVED.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node() -> NodeFacts {
+        NodeFacts {
+            account: "acc".into(),
+            batch_url: "http://h:7450/".into(),
+            pool_id: "p".into(),
+            node_id: "n1".into(),
+            is_dedicated: true,
+            root_dir: "/n/root".into(),
+            path: "/bin".into(),
+        }
+    }
+
+    fn task_environment(user: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let task = TaskFacts { job_id: "j".into(), task_id: "t".into(), attempt: 2 };
+        let process = ProcessFacts {
+            task: Some(&task),
+            task_dir: "/n/root/workitems/j/job-1/t",
+            working_dir: "/n/root/workitems/j/job-1/t/wd",
+            marker: "inc/j/t/2",
+            traceparent: "00-1-2-01",
+            tracestate: "",
+        };
+        build(&node(), &process, user.iter().copied())
+    }
+
+    #[test]
+    fn a_task_sees_exactly_these_variables() {
+        let variables = task_environment(&[]);
+        let names: Vec<&str> = variables.keys().map(String::as_str).collect();
+        assert_eq!(
+            names,
+            [
+                "AZ_BATCH_ACCOUNT_NAME",
+                "AZ_BATCH_ACCOUNT_URL",
+                "AZ_BATCH_CERTIFICATES_DIR",
+                "AZ_BATCH_JOB_ID",
+                "AZ_BATCH_NODE_ID",
+                "AZ_BATCH_NODE_IS_DEDICATED",
+                "AZ_BATCH_NODE_MOUNTS_DIR",
+                "AZ_BATCH_NODE_ROOT_DIR",
+                "AZ_BATCH_NODE_SHARED_DIR",
+                "AZ_BATCH_NODE_STARTUP_DIR",
+                "AZ_BATCH_NODE_STARTUP_WORKING_DIR",
+                "AZ_BATCH_POOL_ID",
+                "AZ_BATCH_TASK_DIR",
+                "AZ_BATCH_TASK_ID",
+                "AZ_BATCH_TASK_RESERVED_EPHEMERAL_DISK_SPACE_BYTES",
+                "AZ_BATCH_TASK_WORKING_DIR",
+                "HOME",
+                "KILN_ATTEMPT_ID",
+                "KILN_TASK_ATTEMPT",
+                "LANG",
+                "PATH",
+                "PWD",
+                "SHELL",
+                "TMPDIR",
+                "TRACEPARENT",
+            ]
+        );
+        assert_eq!(variables["AZ_BATCH_TASK_WORKING_DIR"], "/n/root/workitems/j/job-1/t/wd");
+        assert_eq!(variables["AZ_BATCH_NODE_SHARED_DIR"], "/n/root/shared");
+        assert_eq!(variables["KILN_TASK_ATTEMPT"], "2");
+    }
+
+    #[test]
+    fn users_set_their_own_and_never_the_services() {
+        let variables = task_environment(&[
+            ("A", "job"),
+            ("A", "task"),
+            ("PATH", "/opt/bin"),
+            ("AZ_BATCH_NODE_ID", "forged"),
+            ("AZ_BATCH_NEW", "forged"),
+            ("KILN_ATTEMPT_ID", "forged"),
+            ("", "x"),
+            ("B=C", "x"),
+            ("NUL", "a\0b"),
+        ]);
+        assert_eq!(variables["A"], "task");
+        assert_eq!(variables["PATH"], "/opt/bin");
+        assert_eq!(variables["AZ_BATCH_NODE_ID"], "n1");
+        assert_eq!(variables["KILN_ATTEMPT_ID"], "inc/j/t/2");
+        for absent in ["AZ_BATCH_NEW", "", "B=C", "NUL"] {
+            assert!(!variables.contains_key(absent), "{absent}");
+        }
+    }
+
+    #[test]
+    fn the_start_task_has_no_job() {
+        let process = ProcessFacts {
+            task: None,
+            task_dir: "/n/root/startup",
+            working_dir: "/n/root/startup/wd",
+            marker: "m",
+            traceparent: "",
+            tracestate: "",
+        };
+        let variables = build(&node(), &process, []);
+        for absent in ["AZ_BATCH_JOB_ID", "AZ_BATCH_TASK_ID", "KILN_TASK_ATTEMPT", "TRACEPARENT"] {
+            assert!(!variables.contains_key(absent), "{absent}");
+        }
+        assert_eq!(variables["AZ_BATCH_TASK_DIR"], "/n/root/startup");
+    }
+}

@@ -1,0 +1,287 @@
+//! All attempts of the node, and what job-svc still has to hear about them.
+//!
+//! An attempt enters by [`Ledger::assign`] and leaves when job-svc has
+//! acknowledged its result. In between every change that job-svc has to know
+//! is queued; [`Ledger::take_reports`] hands out what has gathered. After a
+//! lost stream [`Ledger::requeue_reports`] queues again all that was not
+//! acknowledged. The ledger lives in memory only: a restarted agent is a new
+//! incarnation, and whatever the old one held is void.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use kiln_time::Timestamp;
+
+use super::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause};
+
+/// Acknowledged attempts that are remembered, so that a late duplicate of an
+/// assignment is not run again.
+const REMEMBERED: usize = 16_384;
+
+/// Names one attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Job of the task.
+    pub job: Arc<str>,
+    /// The task.
+    pub task: Arc<str>,
+    /// Which try of it.
+    pub attempt: u32,
+}
+
+/// What job-svc has to hear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Report {
+    /// The attempt began.
+    Started(Timestamp),
+    /// The attempt is over.
+    Ended(Ended),
+}
+
+/// What a new assignment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Assigned {
+    /// Run it.
+    New,
+    /// It runs, or ran, already.
+    Known,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Started,
+    Ended,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    attempts: HashMap<Key, Attempt>,
+    due: VecDeque<(Key, Due)>,
+    live: usize,
+    forgotten: HashSet<Key>,
+    forgotten_order: VecDeque<Key>,
+}
+
+impl Ledger {
+    /// An assignment has arrived.
+    pub fn assign(&mut self, key: &Key, now: Timestamp) -> Assigned {
+        if self.attempts.contains_key(key) || self.forgotten.contains(key) {
+            return Assigned::Known;
+        }
+        self.attempts.insert(key.clone(), Attempt::begin(now));
+        self.live += 1;
+        self.due.push_back((key.clone(), Due::Started));
+        Assigned::New
+    }
+
+    /// Something happened to an attempt. `None` if it is not known.
+    ///
+    /// # Errors
+    /// [`Rejected`] if it cannot happen in the attempt's state.
+    pub fn apply(&mut self, key: &Key, event: Event, now: Timestamp) -> Result<Option<Effect>, Rejected> {
+        let Some(attempt) = self.attempts.get_mut(key) else { return Ok(None) };
+        let was_live = attempt.is_live();
+        let transition = attempt.apply(event, now)?;
+        match transition.next {
+            Some(next) => {
+                if was_live && !next.is_live() {
+                    self.live -= 1;
+                }
+                *attempt = next;
+            }
+            None => {
+                self.attempts.remove(key);
+                self.remember(key);
+            }
+        }
+        if transition.effect == Effect::Report {
+            self.due.push_back((key.clone(), Due::Ended));
+        }
+        Ok(Some(transition.effect))
+    }
+
+    /// job-svc asks to stop an attempt this agent does not know: it is told
+    /// that the attempt is over.
+    pub fn stop_unknown(&mut self, key: &Key, now: Timestamp) {
+        let begin = Attempt::begin(now);
+        let stopped = begin
+            .apply(Event::Stop(StopCause::Requested), now)
+            .ok()
+            .and_then(|marked| marked.next)
+            .and_then(|marked| marked.apply(Event::Interrupted, now).ok())
+            .and_then(|ended| ended.next);
+        if let Some(ended) = stopped {
+            self.attempts.insert(key.clone(), ended);
+            self.due.push_back((key.clone(), Due::Ended));
+        }
+    }
+
+    fn remember(&mut self, key: &Key) {
+        if self.forgotten_order.len() == REMEMBERED
+            && let Some(oldest) = self.forgotten_order.pop_front()
+        {
+            self.forgotten.remove(&oldest);
+        }
+        if self.forgotten.insert(key.clone()) {
+            self.forgotten_order.push_back(key.clone());
+        }
+    }
+
+    /// Up to `max` reports in the order in which things happened.
+    pub fn take_reports(&mut self, max: usize) -> Vec<(Key, Report)> {
+        let mut reports = Vec::new();
+        while reports.len() < max
+            && let Some((key, due)) = self.due.pop_front()
+        {
+            let Some(attempt) = self.attempts.get(&key) else { continue };
+            let report = match (due, attempt) {
+                (Due::Started, attempt) => Report::Started(attempt.start()),
+                (Due::Ended, Attempt::Ended(ended)) => Report::Ended(ended.clone()),
+                (Due::Ended, _) => continue,
+            };
+            reports.push((key, report));
+        }
+        reports
+    }
+
+    /// Whether something waits to be sent.
+    pub fn has_reports(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// The stream was lost: everything that was not acknowledged is due again.
+    pub fn requeue_reports(&mut self) {
+        self.due.clear();
+        let mut keys: Vec<&Key> = self.attempts.keys().collect();
+        keys.sort_unstable();
+        for key in keys {
+            let due = if self.attempts[key].is_live() { Due::Started } else { Due::Ended };
+            self.due.push_back((key.clone(), due));
+        }
+    }
+
+    /// Drops a result that nobody shall hear.
+    pub fn forget(&mut self, key: &Key) {
+        if let Some(attempt) = self.attempts.remove(key) {
+            self.live -= usize::from(attempt.is_live());
+            self.remember(key);
+        }
+    }
+
+    /// Every attempt that is not acknowledged.
+    pub fn all(&self) -> impl Iterator<Item = (&Key, &Attempt)> {
+        self.attempts.iter()
+    }
+
+    /// One attempt.
+    pub fn get(&self, key: &Key) -> Option<&Attempt> {
+        self.attempts.get(key)
+    }
+
+    /// Attempts of which something runs.
+    pub fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Results that job-svc has not acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.attempts.len() - self.live
+    }
+
+    /// The attempts of a job, or of one of its tasks, of which something runs.
+    pub fn live_of(&self, job: &str, task: Option<&str>) -> Vec<Key> {
+        let same = |key: &Key| {
+            key.job.eq_ignore_ascii_case(job) && task.is_none_or(|task| key.task.eq_ignore_ascii_case(task))
+        };
+        self.attempts.iter().filter(|(key, attempt)| attempt.is_live() && same(key)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// All attempts of which something runs.
+    pub fn live_keys(&self) -> Vec<Key> {
+        self.attempts.iter().filter(|(_, attempt)| attempt.is_live()).map(|(key, _)| key.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_micros(7);
+
+    fn key(task: &str, attempt: u32) -> Key {
+        Key { job: "j".into(), task: task.into(), attempt }
+    }
+
+    fn run_to_end(ledger: &mut Ledger, key: &Key) {
+        for event in [Event::Started, Event::Exited { code: 0 }, Event::Uploaded] {
+            ledger.apply(key, event, NOW).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_attempt_runs_once_even_after_it_was_acknowledged() {
+        let mut ledger = Ledger::default();
+        let a = key("a", 1);
+        assert_eq!(ledger.assign(&a, NOW), Assigned::New);
+        assert_eq!(ledger.assign(&a, NOW), Assigned::Known);
+        run_to_end(&mut ledger, &a);
+        assert_eq!((ledger.live(), ledger.unacknowledged()), (0, 1));
+        assert_eq!(ledger.take_reports(10).len(), 2);
+        ledger.apply(&a, Event::Acknowledged, NOW).unwrap();
+        assert_eq!(ledger.unacknowledged(), 0);
+        assert_eq!(ledger.assign(&a, NOW), Assigned::Known);
+        assert_eq!(ledger.assign(&key("a", 2), NOW), Assigned::New);
+    }
+
+    #[test]
+    fn unacknowledged_results_are_sent_again_on_a_new_stream() {
+        let mut ledger = Ledger::default();
+        let (a, b) = (key("a", 1), key("b", 1));
+        ledger.assign(&a, NOW);
+        ledger.assign(&b, NOW);
+        run_to_end(&mut ledger, &a);
+        assert_eq!(ledger.take_reports(100).len(), 3);
+        assert!(!ledger.has_reports());
+        ledger.requeue_reports();
+        let again = ledger.take_reports(100);
+        assert!(matches!(&again[..], [(first, Report::Ended(_)), (second, Report::Started(_))] if *first == a && *second == b));
+    }
+
+    #[test]
+    fn reports_come_in_order_and_in_bounded_batches() {
+        let mut ledger = Ledger::default();
+        for task in ["a", "b", "c"] {
+            ledger.assign(&key(task, 1), NOW);
+        }
+        run_to_end(&mut ledger, &key("a", 1));
+        let first = ledger.take_reports(2);
+        assert_eq!(first.iter().map(|(key, _)| &*key.task).collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(ledger.take_reports(2).len(), 2);
+        assert!(!ledger.has_reports());
+    }
+
+    #[test]
+    fn unknown_attempts_are_reported_as_stopped() {
+        let mut ledger = Ledger::default();
+        ledger.stop_unknown(&key("x", 4), NOW);
+        let reports = ledger.take_reports(10);
+        assert!(matches!(&reports[..], [(_, Report::Ended(ended))] if ended.cause == super::super::attempt::Cause::Stopped));
+        assert_eq!(ledger.live(), 0);
+    }
+
+    #[test]
+    fn the_memory_of_old_attempts_is_bounded() {
+        let mut ledger = Ledger::default();
+        for attempt in 0..(REMEMBERED as u32 + 10) {
+            let key = key("a", attempt);
+            ledger.assign(&key, NOW);
+            run_to_end(&mut ledger, &key);
+            ledger.apply(&key, Event::Acknowledged, NOW).unwrap();
+            ledger.take_reports(10);
+        }
+        assert_eq!(ledger.forgotten.len(), REMEMBERED);
+        assert_eq!(ledger.forgotten_order.len(), REMEMBERED);
+        assert!(ledger.attempts.is_empty() && ledger.due.is_empty());
+    }
+}

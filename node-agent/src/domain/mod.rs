@@ -1,0 +1,18 @@
+//! The rules of the agent, free of I/O, clock and runtime.
+//!
+//! - [`attempt`]: the life of one attempt; [`ledger`]: all attempts of the
+//!   node and what job-svc still has to hear about them.
+//! - [`lease`]: until when the node may run tasks.
+//! - [`command_line`], [`environment`]: what a process is started with.
+//! - [`glob`]: which files an output file pattern means; [`paths`]: targets
+//!   that stay below their directory.
+//! - [`failure`]: what is reported when something goes wrong.
+
+pub mod attempt;
+pub mod command_line;
+pub mod environment;
+pub mod failure;
+pub mod glob;
+pub mod lease;
+pub mod ledger;
+pub mod paths;

@@ -1,0 +1,293 @@
+//! Knows the processes of the agent and kills what they leave behind.
+//!
+//! After a process has ended its group is killed, then the table of processes
+//! is searched for orphans that carry its marker. Under load one search serves all
+//! processes that have ended since the last one began.
+
+use std::collections::{HashMap, HashSet};
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::table::{self, Process};
+use crate::domain::environment::MARKER;
+
+/// How often a search is repeated until nothing is found any more; the pauses
+/// between add up to about five seconds.
+const MAX_ROUNDS: u32 = 100;
+const MAX_PAUSE: Duration = Duration::from_millis(50);
+/// Orphans that end by themselves stay zombies for at most this long.
+const REAP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The processes that the agent started itself.
+#[derive(Debug)]
+pub struct Supervisor {
+    incarnation: String,
+    /// The process has no children but the agent's.
+    exclusive: bool,
+    /// Id and marker of the agent's own children.
+    owned: Mutex<HashMap<i32, Arc<str>>>,
+    /// Held for reading while a child is started, for writing while unknown
+    /// children are reaped: a child that is not in `owned` yet is not reaped.
+    starting: RwLock<()>,
+    searches: mpsc::Sender<Search>,
+    /// Tells the guard which groups there are.
+    guard: Mutex<Option<mpsc::Sender<GuardLine>>>,
+}
+
+/// A change that the guard has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuardLine {
+    /// A process group exists.
+    Began(i32),
+    /// It is gone.
+    Ended(i32),
+}
+
+#[derive(Debug)]
+struct Search {
+    group: i32,
+    done: oneshot::Sender<()>,
+}
+
+/// A running process of the agent.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    pid: i32,
+    supervisor: Arc<Supervisor>,
+}
+
+impl Supervisor {
+    /// For the agent's life named `incarnation`; searches end with `shutdown`.
+    pub fn start(incarnation: &str, exclusive: bool, shutdown: CancellationToken) -> Arc<Self> {
+        if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+            tracing::warn!(%error, "processes that leave their session may outlive their task");
+        }
+        let (searches, receiver) = mpsc::channel(1024);
+        let supervisor = Arc::new(Self {
+            incarnation: incarnation.to_owned(),
+            exclusive,
+            owned: Mutex::default(),
+            starting: RwLock::default(),
+            searches,
+            guard: Mutex::default(),
+        });
+        kiln_telemetry::spawn(search_loop(supervisor.clone(), receiver, shutdown));
+        supervisor
+    }
+
+    /// Where changes of process groups are told from now on; gives those that exist.
+    pub fn set_guard(&self, guard: mpsc::Sender<GuardLine>) -> Vec<i32> {
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    /// Starts a process whose environment has `marker` in it. Blocks for as
+    /// long as the system takes; call it on a blocking thread of the runtime.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn spawn(self: &Arc<Self>, command: &mut Command, marker: &str) -> std::io::Result<Running> {
+        let starting = self.starting.read().unwrap_or_else(PoisonError::into_inner);
+        let child = command.spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, marker.into());
+        drop(starting);
+        self.tell_guard(GuardLine::Began(pid));
+        Ok(Running { child, pid, supervisor: self.clone() })
+    }
+
+    fn tell_guard(&self, line: GuardLine) {
+        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full pipe only means that the guard has to find the group by its marker.
+        if let Some(guard) = &*guard
+            && guard.try_send(line).is_err()
+        {
+            tracing::debug!(?line, "the guard could not be told");
+        }
+    }
+
+    fn disown(&self, pid: i32) {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+    }
+
+    /// Completes when nothing that belongs to the ended process `group` runs.
+    async fn search(&self, group: i32) {
+        let (done, finished) = oneshot::channel();
+        if self.searches.send(Search { group, done }).await.is_ok() {
+            // An error means that the agent ends; the guard takes over.
+            let _ = finished.await;
+        }
+    }
+
+    /// Kills `victims` until none is left. Blocks.
+    fn kill_all(&self, mut victims: impl FnMut(&[Process]) -> HashSet<i32>) {
+        let own = std::process::id() as i32;
+        let mut killed = HashSet::new();
+        for round in 0..MAX_ROUNDS {
+            let processes = table::scan();
+            let found = victims(&processes);
+            for pid in &found {
+                table::kill_process(*pid);
+            }
+            killed.extend(found.iter().copied());
+            self.reap(&processes, &killed, own);
+            if found.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(u64::from(round)).min(MAX_PAUSE));
+        }
+        tracing::warn!("some processes of a task do not end although they were killed");
+    }
+
+    /// Collects the results of orphans that have ended.
+    fn reap(&self, processes: &[Process], killed: &HashSet<i32>, own: i32) {
+        let mut zombies = processes
+            .iter()
+            .filter(|process| process.parent == own && process.zombie)
+            .filter(|process| self.exclusive || killed.contains(&process.pid))
+            .map(|process| process.pid)
+            .peekable();
+        if zombies.peek().is_none() {
+            return;
+        }
+        let starting = self.starting.write().unwrap_or_else(PoisonError::into_inner);
+        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner);
+        for pid in zombies.filter(|pid| !owned.contains_key(pid)) {
+            // An error means that it was collected already.
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+        drop(starting);
+    }
+
+    /// What is left of ended processes (`groups` are the latest of them).
+    fn leftovers(&self, processes: &[Process], groups: &HashSet<i32>) -> HashSet<i32> {
+        let found = self.leftovers_now(processes, groups);
+        if found.is_empty() {
+            return found;
+        }
+        // A child that is just being started looks like an orphan until it is in
+        // `owned`; once this lock was held, every child of the table is.
+        drop(self.starting.write().unwrap_or_else(PoisonError::into_inner));
+        self.leftovers_now(processes, groups)
+    }
+
+    fn leftovers_now(&self, processes: &[Process], groups: &HashSet<i32>) -> HashSet<i32> {
+        let own = std::process::id() as i32;
+        let owned = self.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let live: HashSet<&str> = owned.values().map(|marker| &**marker).filter(|marker| !marker.is_empty()).collect();
+        let mut roots: HashSet<i32> = HashSet::new();
+        for process in processes.iter().filter(|process| !process.zombie && !owned.contains_key(&process.pid)) {
+            let in_group = groups.contains(&process.group) && !owned.contains_key(&process.group);
+            if in_group || (process.parent == own && self.is_abandoned(process.pid, &live)) {
+                roots.insert(process.pid);
+            }
+        }
+        self.below(processes, &roots, &owned)
+    }
+
+    /// Whether an orphan that the agent has adopted belongs to no live process.
+    fn is_abandoned(&self, pid: i32, live: &HashSet<&str>) -> bool {
+        match table::environment_value(pid, MARKER) {
+            Some(marker) if live.contains(marker.as_str()) => false,
+            Some(marker) if marker.starts_with(&self.incarnation) => true,
+            // It has cleared its environment. Whose it is cannot be told, so it
+            // may live for as long as any task does.
+            _ => self.exclusive && live.is_empty(),
+        }
+    }
+
+    /// `roots` with descendants, without the agent's own other children.
+    fn below(&self, processes: &[Process], roots: &HashSet<i32>, owned: &HashMap<i32, Arc<str>>) -> HashSet<i32> {
+        if roots.is_empty() {
+            return HashSet::new();
+        }
+        let running: HashSet<i32> =
+            processes.iter().filter(|process| !process.zombie).map(|process| process.pid).collect();
+        let mut found = table::with_descendants(processes, roots);
+        found.retain(|pid| running.contains(pid) && (roots.contains(pid) || !owned.contains_key(pid)));
+        found
+    }
+}
+
+impl Running {
+    /// Its process id, which is also that of its group.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits until the process has ended; gives its result. What it left behind
+    /// may still run: see [`Running::clean_up`].
+    ///
+    /// # Errors
+    /// As the system says.
+    pub async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        self.child.wait().await
+    }
+
+    /// Kills the process and everything below it, at once. [`Running::wait`]
+    /// still has to be called.
+    pub async fn kill(&self) {
+        let (supervisor, pid) = (self.supervisor.clone(), self.pid);
+        let work = move || {
+            table::kill_group(pid);
+            supervisor.kill_all(|processes| {
+                let owned = supervisor.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let mut roots: HashSet<i32> =
+                    processes.iter().filter(|process| process.group == pid).map(|process| process.pid).collect();
+                roots.insert(pid);
+                supervisor.below(processes, &roots, &owned)
+            });
+        };
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(%error, "killing a process failed");
+        }
+    }
+
+    /// After the end: kills what the process left behind. Completes when nothing
+    /// of it runs any more.
+    pub async fn clean_up(self) {
+        self.supervisor.disown(self.pid);
+        table::kill_group(self.pid);
+        self.supervisor.search(self.pid).await;
+        self.supervisor.tell_guard(GuardLine::Ended(self.pid));
+    }
+
+    /// For helpers of the agent that leave nothing behind.
+    pub fn release(self) {
+        self.supervisor.disown(self.pid);
+    }
+
+    /// The child itself, for its pipes.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+}
+
+async fn search_loop(supervisor: Arc<Supervisor>, mut searches: mpsc::Receiver<Search>, shutdown: CancellationToken) {
+    let mut requests = Vec::new();
+    loop {
+        tokio::select! {
+            received = searches.recv_many(&mut requests, 1024) => if received == 0 { return },
+            () = tokio::time::sleep(REAP_INTERVAL), if supervisor.exclusive => {}
+            () = shutdown.cancelled() => return,
+        }
+        let groups: HashSet<i32> = requests.iter().map(|search| search.group).collect();
+        let worker = supervisor.clone();
+        let work = move || worker.kill_all(|processes| worker.leftovers(processes, &groups));
+        if let Err(error) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(%error, "the search for left processes failed");
+        }
+        for search in requests.drain(..) {
+            // Whoever asked may have been cancelled.
+            let _ = search.done.send(());
+        }
+    }
+}

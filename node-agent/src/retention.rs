@@ -1,0 +1,163 @@
+//! Directories of tasks go: when job-svc says so, or when their time is over.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_time::Timestamp;
+
+use crate::agent::Agent;
+
+/// Directories are looked at this often.
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Where directories wait for their removal; outside of the node root.
+const TRASH: &str = "trash";
+
+/// Removes the directory of a task or a whole job as soon as nothing runs in
+/// it. Attempts that begin later keep it.
+pub fn remove_when_ended(agent: &Arc<Agent>, job: &str, task: Option<&str>) {
+    let relative = match task {
+        Some(task) => kiln_node::task_dir(job, task),
+        None => kiln_node::job_dir(job),
+    };
+    let waits_for = agent.with_work(|ledger, _| ledger.live_of(job, task));
+    let (agent, job, task) = (agent.clone(), job.to_owned(), task.map(str::to_owned));
+    kiln_telemetry::spawn(async move {
+        loop {
+            let ended = agent.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            let live = agent.with_work(|ledger, _| ledger.live_of(&job, task.as_deref()));
+            if live.iter().any(|key| !waits_for.contains(key)) {
+                return;
+            }
+            if live.is_empty() {
+                break;
+            }
+            tokio::select! {
+                () = ended => {}
+                () = agent.closing.cancelled() => return,
+            }
+        }
+        remove(&agent, &agent.root.join(relative)).await;
+    });
+}
+
+/// Removes a directory: first out of sight, then for good.
+async fn remove(agent: &Arc<Agent>, dir: &Path) {
+    let trash = trash(agent);
+    let dir = dir.to_owned();
+    let shown = dir.clone();
+    let work = move || {
+        std::fs::create_dir_all(&trash)?;
+        let away = trash.join(uuid::Uuid::new_v4().simple().to_string());
+        match std::fs::rename(&dir, &away) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        }
+        remove_tree(&away)?;
+        // The job's directory, and the schedule's, if they are empty now.
+        let parents = dir.ancestors().skip(1).take_while(|path| !path.ends_with(kiln_node::WORKITEMS_DIR));
+        for parent in parents {
+            if std::fs::remove_dir(parent).is_err() {
+                break;
+            }
+        }
+        Ok::<(), std::io::Error>(())
+    };
+    match tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other) {
+        Ok(Ok(())) => agent.not_kept(&shown),
+        Ok(Err(error)) | Err(error) => {
+            tracing::warn!(path = %shown.display(), %error, "a task's directory could not be removed");
+        }
+    }
+}
+
+/// Tasks may leave directories that not even their owner may write to.
+fn remove_tree(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            make_writable(dir)?;
+            std::fs::remove_dir_all(dir)
+        }
+        other => other,
+    }
+}
+
+fn make_writable(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn trash(agent: &Agent) -> PathBuf {
+    agent.config.join.node_dir.join(kiln_node::STATE_DIR).join(TRASH)
+}
+
+/// Removes directories whose time is over, until the agent ends.
+pub async fn retention_loop(agent: Arc<Agent>) {
+    loop {
+        let search = agent.clone();
+        match tokio::task::spawn_blocking(move || expired(&search)).await {
+            Ok(dirs) => {
+                for dir in dirs {
+                    tracing::debug!(path = %dir.display(), "the retention time of a task is over");
+                    remove(&agent, &dir).await;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the search for old directories failed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => {}
+            () = agent.closing.cancelled() => return,
+        }
+    }
+}
+
+/// Directories of tasks that may go. Blocks.
+fn expired(agent: &Agent) -> Vec<PathBuf> {
+    // Left there when the agent was killed while it removed them.
+    if let Ok(entries) = std::fs::read_dir(trash(agent)) {
+        for entry in entries.flatten() {
+            // The next round tries again.
+            let _ = remove_tree(&entry.path());
+        }
+    }
+    let now = Timestamp::now();
+    let children = |dir: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+    };
+    let mut found = Vec::new();
+    for item in children(&agent.root.join(kiln_node::WORKITEMS_DIR)) {
+        for job in children(&item) {
+            for task in children(&job) {
+                let relative = task.strip_prefix(&agent.root).unwrap_or(&task).to_string_lossy().into_owned();
+                let until = agent.kept_until(&task).or_else(|| last_use(&task).map(|at| at.plus(agent.config.settings.retention)));
+                if until.is_some_and(|until| until <= now) && !agent.is_live_path(&relative) {
+                    found.push(task);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The end of the task is not known any more (the agent was restarted): the
+/// last change of its output is near enough.
+fn last_use(dir: &Path) -> Option<Timestamp> {
+    let changed = |path: PathBuf| std::fs::metadata(path).ok()?.modified().ok();
+    let latest = [kiln_node::STDOUT_FILE, kiln_node::STDERR_FILE, kiln_node::WORKING_DIR]
+        .iter()
+        .filter_map(|name| changed(dir.join(name)))
+        .max()
+        .or_else(|| changed(dir.to_owned()))?;
+    let since = latest.duration_since(std::time::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_micros()).ok().map(Timestamp::from_micros)
+}

@@ -1,0 +1,153 @@
+//! One attempt of a task from assignment to result.
+
+use std::sync::Arc;
+
+use kiln_proto::job::v1::Assignment;
+use kiln_telemetry::propagation;
+use kiln_time::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+use crate::agent::Agent;
+use crate::domain::attempt::{Attempt, Event};
+use crate::domain::environment::{self, ProcessFacts, TaskFacts};
+use crate::domain::failure::Failure;
+use crate::domain::ledger::Key;
+use crate::process::launch::Launch;
+use crate::process::supervisor::Running;
+use crate::run_process::{self, Place};
+use crate::stage::output::Job;
+use crate::wire;
+
+/// What is left to do after the process was started.
+struct Started {
+    running: Running,
+    place: (std::path::PathBuf, std::path::PathBuf),
+    environment: std::collections::BTreeMap<String, String>,
+}
+
+/// Runs the attempt; every step is told to the ledger.
+pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, stop: CancellationToken) {
+    let span = tracing::info_span!(
+        "task.attempt",
+        account = agent.registration().account,
+        pool.id = agent.config.join.pool_id,
+        node.id = agent.config.join.node_id,
+        job.id = &*key.job,
+        task.id = &*key.task,
+        attempt = key.attempt,
+        queue_wait_ms = queue_wait_ms(&assignment),
+        exit_code = tracing::field::Empty,
+        failure = tracing::field::Empty,
+    );
+    propagation::continue_from_text(&span, &assignment.traceparent);
+    steps(&agent, &key, &assignment, &stop, &span).instrument(span.clone()).await;
+    let spec = assignment.spec.unwrap_or_default();
+    let retention = wire::limit(spec.constraints.and_then(|constraints| constraints.retention_time).as_ref())
+        .unwrap_or(agent.config.settings.retention);
+    let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
+    agent.keep_until(dir, Timestamp::now().plus(retention));
+}
+
+async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &CancellationToken, span: &Span) {
+    tracing::debug!("attempt begins");
+    let started = tokio::select! {
+        biased;
+        started = begin(agent, key, assignment, span) => started,
+        () = stop.cancelled() => {
+            agent.apply(key, Event::Interrupted);
+            return;
+        }
+    };
+    let Started { running, place: (dir, working_dir), environment } = match started {
+        Ok(started) => started,
+        Err(failure) => {
+            span.record("failure", failure.code);
+            tracing::debug!(%failure, "the attempt cannot be started");
+            agent.apply(key, Event::PreFailed(failure));
+            return;
+        }
+    };
+    agent.apply(key, Event::Started);
+    let spec = assignment.spec.as_ref();
+    let limit = spec.and_then(|spec| spec.constraints.as_ref()?.max_wall_clock_time.as_ref());
+    let code = run_process::wait(running, stop, wire::limit(limit), || {
+        agent.apply(key, Event::WallClock);
+    })
+    .instrument(tracing::info_span!("task.run"))
+    .await;
+    span.record("exit_code", code);
+    let Some(Attempt::StagingOut { .. }) = agent.apply(key, Event::Exited { code }) else { return };
+    let job = Job {
+        files: spec.map(|spec| spec.output_files.as_slice()).unwrap_or_default(),
+        exit_code: code,
+        working_dir: &working_dir,
+        task_dir: &dir,
+        root_dir: &agent.root,
+        environment: &environment,
+    };
+    let event = tokio::select! {
+        biased;
+        uploaded = agent.output.upload_all(job).instrument(tracing::info_span!("task.stage_out")) => match uploaded {
+            Ok(()) => Event::Uploaded,
+            Err(failure) => {
+                span.record("failure", failure.code);
+                Event::UploadFailed(failure)
+            }
+        },
+        () = stop.cancelled() => Event::Interrupted,
+    };
+    agent.apply(key, event);
+}
+
+/// Directory, resource files, process.
+async fn begin(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, span: &Span) -> Result<Started, Failure> {
+    let spec = assignment.spec.as_ref().ok_or_else(|| Failure::server("Unknown", "the assignment has no task"))?;
+    // Better a clear failure than a task that runs without what it needs.
+    if spec.container_settings.is_some() {
+        return Err(Failure::user("ContainerMiscError", "nodes of this pool cannot run containers"));
+    }
+    if let Some(package) = spec.application_packages.first() {
+        let message = format!("application package {:?}: this node cannot install packages", package.application_id);
+        return Err(Failure::user("ApplicationPackageError", message));
+    }
+    let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
+    let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir).await?;
+    agent
+        .input
+        .fetch_all(&spec.resource_files, &working_dir, &agent.registration().blob_endpoint)
+        .instrument(tracing::info_span!("task.stage_in", files = spec.resource_files.len()))
+        .await?;
+    let marker = format!("{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt);
+    let task = TaskFacts { job_id: key.job.to_string(), task_id: key.task.to_string(), attempt: key.attempt };
+    // Without an exporter there is no span of ours: the caller's goes on.
+    let own = propagation::traceparent_of(span);
+    let traceparent = if own.is_empty() { &assignment.traceparent } else { &own };
+    let facts = ProcessFacts {
+        task: Some(&task),
+        task_dir: &dir.to_string_lossy(),
+        working_dir: &working_dir.to_string_lossy(),
+        marker: &marker,
+        traceparent,
+        tracestate: &assignment.tracestate,
+    };
+    let settings = assignment.environment.iter().chain(&spec.environment);
+    let environment =
+        environment::build(&agent.facts(), &facts, settings.map(|setting| (&*setting.name, &*setting.value)));
+    let launch = Launch {
+        command_line: spec.command_line.clone(),
+        environment: environment.clone(),
+        working_dir: working_dir.clone(),
+        output,
+    };
+    let running = run_process::start(&agent.supervisor, launch, marker).await?;
+    Ok(Started { running, place: (dir, working_dir), environment })
+}
+
+fn queue_wait_ms(assignment: &Assignment) -> u64 {
+    let micros = |time: &Option<prost_types::Timestamp>| time.as_ref().map(kiln_proto::time::micros);
+    match (micros(&assignment.created_time), micros(&assignment.assigned_time)) {
+        (Some(created), Some(assigned)) => u64::try_from((assigned - created) / 1000).unwrap_or(0),
+        _ => 0,
+    }
+}

@@ -1,0 +1,216 @@
+//! HTTP requests with retries.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use url::{Host, Url};
+
+/// Version of the blob protocol that requests ask for.
+const BLOB_API_VERSION: &str = "2021-12-02";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How much of an error's body is put into messages.
+const MAX_ERROR_TEXT: usize = 300;
+
+/// Makes requests to blob services and other HTTP servers.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Follows the proxy settings of the environment.
+    remote: Client,
+    /// For this machine itself, where a proxy would be wrong.
+    local: Client,
+    tries: u32,
+    /// The node's token; only sent where [`Access::Node`] says so.
+    node_token: Arc<RwLock<String>>,
+}
+
+/// What a request is allowed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// By what is in the URL.
+    Url,
+    /// By the node's token: containers of the node's own account.
+    Node,
+}
+
+/// Why a transfer failed for good.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// 404.
+    #[error("not found ({0})")]
+    NotFound(String),
+    /// 401 or 403.
+    #[error("access denied ({0})")]
+    Denied(String),
+    /// 409 or 412.
+    #[error("conflict ({0})")]
+    Conflict(String),
+    /// The server did not answer in time, in the last try.
+    #[error("timed out ({0})")]
+    TimedOut(String),
+    /// The file cannot be written or read here.
+    #[error("{0}")]
+    Local(String),
+    /// No space left.
+    #[error("the disk is full")]
+    DiskFull,
+    /// Anything else.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Why one try failed.
+#[derive(Debug)]
+pub enum TryError {
+    /// Another try may succeed.
+    Again(TransferError),
+    /// Another try would fail, too.
+    Final(TransferError),
+}
+
+impl Http {
+    /// # Errors
+    /// When the TLS library cannot be set up.
+    pub fn new(idle: Duration, tries: u32, node_token: Arc<RwLock<String>>) -> reqwest::Result<Self> {
+        // Set up already if another part of the process was faster.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let builder = || {
+            Client::builder()
+                .connect_timeout(CONNECT_TIMEOUT)
+                .read_timeout(idle)
+                .tcp_nodelay(true)
+                .http1_only()
+                .pool_max_idle_per_host(32)
+        };
+        Ok(Self { remote: builder().build()?, local: builder().no_proxy().build()?, tries: tries.max(1), node_token })
+    }
+
+    /// The client for `url`.
+    pub fn client(&self, url: &Url) -> &Client {
+        let local = match url.host() {
+            Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            None => false,
+        };
+        if local { &self.local } else { &self.remote }
+    }
+
+    /// Adds what the blob protocol and `access` need.
+    pub fn prepare(&self, request: RequestBuilder, access: Access) -> RequestBuilder {
+        let request = request.header("x-ms-version", BLOB_API_VERSION);
+        match access {
+            Access::Url => request,
+            Access::Node => {
+                let token = self.node_token.read().unwrap_or_else(PoisonError::into_inner).clone();
+                request.bearer_auth(token)
+            }
+        }
+    }
+
+    /// Tries until success, a final error, or the last try.
+    ///
+    /// # Errors
+    /// The error of the last try.
+    pub async fn with_retries<T, F>(&self, mut attempt: impl FnMut() -> F) -> Result<T, TransferError>
+    where
+        F: Future<Output = Result<T, TryError>> + Send,
+    {
+        let mut pause = FIRST_PAUSE;
+        for left in (0..self.tries).rev() {
+            match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(TryError::Final(error)) => return Err(error),
+                Err(TryError::Again(error)) if left == 0 => return Err(error),
+                Err(TryError::Again(error)) => {
+                    tracing::debug!(%error, ?pause, "a transfer is tried again");
+                    tokio::time::sleep(jittered(pause)).await;
+                    pause = (pause * 3).min(LONGEST_PAUSE);
+                }
+            }
+        }
+        Err(TransferError::Other("no try was allowed".to_owned()))
+    }
+}
+
+/// Between half and the whole of `pause`, so that many do not come back at once.
+pub fn jittered(pause: Duration) -> Duration {
+    let random = uuid::Uuid::new_v4().as_bytes()[0];
+    pause / 2 + pause.mul_f64(f64::from(random) / 512.0)
+}
+
+/// A request got no (complete) answer.
+pub fn request_error(error: reqwest::Error) -> TryError {
+    // The URL may contain a signature.
+    let error = error.without_url();
+    let text = chain(&error);
+    if error.is_timeout() {
+        TryError::Again(TransferError::TimedOut(text))
+    } else if error.is_builder() || error.is_redirect() {
+        TryError::Final(TransferError::Other(text))
+    } else {
+        TryError::Again(TransferError::Other(text))
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}
+
+/// Passes answers of success on; says what others mean.
+///
+/// # Errors
+/// The meaning of the status.
+pub async fn check(response: Response) -> Result<Response, TryError> {
+    let status = response.status();
+    if status.is_success() || status == StatusCode::NOT_MODIFIED {
+        return Ok(response);
+    }
+    let code = response.headers().get("x-ms-error-code").and_then(|code| code.to_str().ok()).map(str::to_owned);
+    let body = if code.is_some() { String::new() } else { response.text().await.unwrap_or_default() };
+    let mut text = format!("HTTP status {}", status.as_u16());
+    if let Some(code) = code {
+        text.push_str(&format!(", {code}"));
+    } else if let Some(line) = body.lines().map(str::trim).find(|line| !line.is_empty()) {
+        text.push_str(": ");
+        text.extend(line.chars().take(MAX_ERROR_TEXT));
+    }
+    Err(match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => TryError::Final(TransferError::NotFound(text)),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TryError::Final(TransferError::Denied(text)),
+        StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => TryError::Final(TransferError::Conflict(text)),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => TryError::Again(TransferError::TimedOut(text)),
+        StatusCode::TOO_MANY_REQUESTS => TryError::Again(TransferError::Other(text)),
+        status if status.is_server_error() => TryError::Again(TransferError::Other(text)),
+        _ => TryError::Final(TransferError::Other(text)),
+    })
+}
+
+/// A file of ours cannot be written or read.
+pub fn local_error(what: &str, error: &std::io::Error) -> TransferError {
+    if matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
+        TransferError::DiskFull
+    } else {
+        TransferError::Local(format!("{what}: {error}"))
+    }
+}
+
+/// The URL without its query, for messages and cache keys: signatures are secrets.
+pub fn without_query(url: &Url) -> Url {
+    let mut shown = url.clone();
+    shown.set_query(None);
+    shown.set_fragment(None);
+    // Cannot fail for URLs with a host; without one there is no password.
+    let _ = shown.set_username("");
+    let _ = shown.set_password(None);
+    shown
+}

@@ -1,0 +1,327 @@
+//! The work loop: the stream to job-svc, again and again until the life of the
+//! agent ends; and the watch over the lease.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_error::Error;
+use kiln_proto::job::v1::work_down::Message as Down;
+use kiln_proto::job::v1::work_service_client::WorkServiceClient;
+use kiln_proto::job::v1::work_up::Message as Up;
+use kiln_proto::job::v1::{
+    Assignment, AttemptKey, Goodbye, LeaseRequest, Reports, WorkDown, WorkUp, WorkerHello,
+};
+use kiln_time::Timestamp;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::agent::{Agent, Outcome};
+use crate::clock;
+use crate::domain::attempt::{Event, StopCause};
+use crate::domain::ledger::{Assigned, Key};
+use crate::retention;
+use crate::run_attempt::run_attempt;
+use crate::stage::transfer::jittered;
+use crate::wire::{self, NodeAuth};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// Reports in one message. More wait in the ledger while the stream is full,
+/// and go together.
+const MAX_BATCH: usize = 1000;
+/// An assignment carries whole task descriptions, and there may be many.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+/// How long the service may take to acknowledge the last results.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// The lease is looked at at least this often.
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// Keeps the work stream until `agent.closing`.
+pub async fn work_loop(agent: Arc<Agent>) {
+    let mut redirect: Option<String> = None;
+    let mut pause = FIRST_PAUSE;
+    agent.work_begins();
+    while !agent.closing.is_cancelled() {
+        let endpoint = redirect.take().unwrap_or_else(|| agent.registration().work_endpoint.clone());
+        match stream(&agent, &endpoint, &mut pause).await {
+            Ok(Some(other)) => {
+                tracing::info!(endpoint = other, "job-svc sends this node to another replica");
+                redirect = Some(other);
+                continue;
+            }
+            Ok(None) => tracing::debug!("the work stream has ended"),
+            Err(status) => {
+                let error = Error::from(status);
+                tracing::debug!(%error, endpoint, "the work stream is broken");
+            }
+        }
+        if agent.closing.is_cancelled() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause)) => {}
+            () = agent.closing.cancelled() => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// One work stream from hello to its end; gives the endpoint of a redirect.
+async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Result<Option<String>, tonic::Status> {
+    let channel = kiln_grpc::connect_lazy(endpoint).map_err(tonic::Status::from)?;
+    let mut client = WorkServiceClient::with_interceptor(channel, NodeAuth(agent.node_token.clone()))
+        .max_decoding_message_size(MAX_MESSAGE);
+    // Small on purpose: while it is full, reports gather in the ledger.
+    let (sender, receiver) = mpsc::channel(2);
+    let (version, status) = agent.status();
+    let hello = hello(agent, status);
+    let hello_sent = clock::since_boot();
+    // Room for one: the channel is new.
+    let _ = sender.try_send(up(Up::Hello(hello)));
+    let response = tokio::select! {
+        response = client.work(ReceiverStream::new(receiver)) => response?,
+        () = agent.closing.cancelled() => return Ok(None),
+    };
+    let mut inbound = response.into_inner();
+    agent.with_work(|ledger, lease| {
+        lease.reconnected();
+        ledger.requeue_reports();
+    });
+    let mut session = Session {
+        hello: Some((hello_sent, version)),
+        status_sent: version,
+        barriers: VecDeque::new(),
+        barrier_due: false,
+    };
+    loop {
+        let next_request =
+            agent.with_work(|_, lease| lease.next_request(clock::since_boot())).saturating_sub(clock::since_boot());
+        let (version, _) = agent.status();
+        let due = version != session.status_sent
+            || session.barrier_due
+            || agent.with_work(|ledger, _| ledger.has_reports());
+        tokio::select! {
+            biased;
+            message = inbound.message() => {
+                let Some(WorkDown { message }) = message? else { return Ok(None) };
+                agent.heard();
+                *pause = FIRST_PAUSE;
+                if let Some(message) = message
+                    && let Some(endpoint) = session.receive(agent, message)
+                {
+                    return Ok(Some(endpoint));
+                }
+            }
+            () = tokio::time::sleep(next_request) => {
+                let sequence = agent.with_work(|_, lease| lease.request(clock::since_boot()));
+                if sender.send(up(Up::LeaseRequest(LeaseRequest { sequence }))).await.is_err() {
+                    return Ok(None);
+                }
+            }
+            permit = sender.reserve(), if due => {
+                let Ok(permit) = permit else { return Ok(None) };
+                match session.next(agent) {
+                    Some(message) => permit.send(up(message)),
+                    None => drop(permit),
+                }
+            }
+            () = agent.work_due.notified(), if !due => {}
+            () = agent.closing.cancelled() => {
+                farewell(agent, &sender, &mut inbound, &mut session).await;
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn up(message: Up) -> WorkUp {
+    WorkUp { message: Some(message) }
+}
+
+fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus) -> WorkerHello {
+    let join = &agent.config.join;
+    let registration = agent.registration();
+    WorkerHello {
+        account: registration.account.clone(),
+        pool_id: join.pool_id.clone(),
+        node_id: join.node_id.clone(),
+        incarnation: agent.incarnation.clone(),
+        status: Some(status),
+        attempts: agent
+            .with_work(|ledger, _| ledger.all().map(|(key, attempt)| wire::view(key, attempt)).collect()),
+        ip_address: url::Url::parse(&registration.work_endpoint)
+            .ok()
+            .and_then(|url| Some(crate::machine::own_address(url.host_str()?, url.port_or_known_default()?)))
+            .unwrap_or_default(),
+    }
+}
+
+/// What is known about one stream.
+struct Session {
+    /// When the hello was sent, and with which status; until the welcome.
+    hello: Option<(Duration, u64)>,
+    status_sent: u64,
+    /// (lease request, status that was sent before it): the grant of the
+    /// request shows that job-svc has applied the status.
+    barriers: VecDeque<(u64, u64)>,
+    /// A status was sent; its barrier comes next.
+    barrier_due: bool,
+}
+
+impl Session {
+    /// The next message that is due.
+    fn next(&mut self, agent: &Agent) -> Option<Up> {
+        let (version, status) = agent.status();
+        if version != self.status_sent {
+            self.status_sent = version;
+            self.barrier_due = true;
+            return Some(Up::Status(status));
+        }
+        if self.barrier_due {
+            self.barrier_due = false;
+            let sequence = agent.with_work(|_, lease| lease.request(clock::since_boot()));
+            self.barriers.push_back((sequence, version));
+            return Some(Up::LeaseRequest(LeaseRequest { sequence }));
+        }
+        let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
+        (!reports.is_empty())
+            .then(|| Up::Reports(Reports { reports: reports.iter().map(|(key, report)| wire::report(key, report)).collect() }))
+    }
+
+    /// Works on one message; gives the endpoint of a redirect.
+    fn receive(&mut self, agent: &Arc<Agent>, message: Down) -> Option<String> {
+        match message {
+            Down::Welcome(welcome) => {
+                if let Some((sent, version)) = self.hello.take() {
+                    let length = wire::limit(welcome.lease.as_ref()).unwrap_or_default();
+                    agent.with_work(|_, lease| lease.welcome(sent, length));
+                    agent.status_confirmed(version);
+                }
+            }
+            Down::LeaseGrant(grant) => {
+                let length = wire::limit(grant.lease.as_ref()).unwrap_or_default();
+                agent.with_work(|_, lease| lease.grant(grant.sequence, length));
+                while let Some((sequence, version)) = self.barriers.front().copied()
+                    && sequence <= grant.sequence
+                {
+                    self.barriers.pop_front();
+                    agent.status_confirmed(version);
+                }
+            }
+            Down::Assignments(assignments) => {
+                for assignment in assignments.assignments {
+                    assign(agent, assignment);
+                }
+            }
+            Down::Stop(stop) => {
+                for key in keys(&stop.attempts) {
+                    stop_attempt(agent, &key);
+                }
+            }
+            Down::Acks(acks) => agent.acknowledged(&keys(&acks.attempts)),
+            Down::Cleanup(cleanup) => {
+                for key in keys(&cleanup.tasks) {
+                    retention::remove_when_ended(agent, &key.job, Some(&key.task));
+                }
+                for job in cleanup.job_ids {
+                    if kiln_ids::JobId::parse(&job).is_ok() {
+                        retention::remove_when_ended(agent, &job, None);
+                    }
+                }
+            }
+            Down::Redirect(redirect) => return Some(redirect.endpoint),
+        }
+        None
+    }
+}
+
+fn keys(keys: &[AttemptKey]) -> Vec<Key> {
+    keys.iter()
+        .filter_map(|key| {
+            let valid = wire::key(key);
+            if valid.is_none() {
+                tracing::warn!(job.id = key.job_id, task.id = key.task_id, "job-svc names an attempt by an invalid id");
+            }
+            valid
+        })
+        .collect()
+}
+
+fn assign(agent: &Arc<Agent>, assignment: Assignment) {
+    let Some(key) = assignment.key.as_ref().and_then(|key| keys(std::slice::from_ref(key)).pop()) else { return };
+    if agent.with_work(|ledger, _| ledger.assign(&key, Timestamp::now())) == Assigned::Known {
+        return;
+    }
+    let slots = assignment.spec.as_ref().map_or(1, |spec| spec.required_slots);
+    let stop = agent.began(&key, slots);
+    kiln_telemetry::spawn(run_attempt(agent.clone(), key, assignment, stop));
+}
+
+fn stop_attempt(agent: &Arc<Agent>, key: &Key) {
+    if agent.with_work(|ledger, _| ledger.get(key).is_none()) {
+        agent.with_work(|ledger, _| ledger.stop_unknown(key, Timestamp::now()));
+        agent.work_due.notify_one();
+    } else {
+        agent.apply(key, Event::Stop(StopCause::Requested));
+    }
+}
+
+/// The last results, the goodbye, and a moment for acknowledgements. Attempts
+/// that the agent itself has stopped are not reported: the goodbye says it.
+async fn farewell(
+    agent: &Agent,
+    sender: &mpsc::Sender<WorkUp>,
+    inbound: &mut tonic::Streaming<WorkDown>,
+    session: &mut Session,
+) {
+    let work = async {
+        while let Some(message) = session.next(agent) {
+            if sender.send(up(message)).await.is_err() {
+                return;
+            }
+        }
+        if sender.send(up(Up::Goodbye(Goodbye {}))).await.is_err() {
+            return;
+        }
+        while agent.with_work(|ledger, _| ledger.unacknowledged()) > 0 {
+            match inbound.message().await {
+                Ok(Some(WorkDown { message: Some(Down::Acks(acks)) })) => agent.acknowledged(&keys(&acks.attempts)),
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    if tokio::time::timeout(FAREWELL, work).await.is_err() {
+        tracing::info!("job-svc did not acknowledge all results before the agent ended");
+    }
+}
+
+/// Kills all tasks when the lease is over; ends the agent when nobody answers
+/// for much longer than that. A task of its own, so that nothing can hold it up.
+pub async fn watch_lease(agent: Arc<Agent>) {
+    let mut was_valid = false;
+    loop {
+        let now = clock::since_boot();
+        let until = agent.with_work(|_, lease| lease.valid_until());
+        let valid = until.is_some_and(|until| now < until);
+        if was_valid && !valid {
+            let live = agent.live();
+            tracing::warn!(live, "the lease is over");
+            agent.stop_all(StopCause::LeaseLost);
+            agent.recheck_drained();
+        }
+        was_valid = valid;
+        if agent.is_lost() {
+            agent.finish(Outcome::GaveUp("the service could not be reached for too long".to_owned()));
+        }
+        let pause = match until {
+            Some(until) if valid => (until - now).min(WATCH_PAUSE),
+            _ => WATCH_PAUSE,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = agent.closing.cancelled() => return,
+        }
+    }
+}
