@@ -1,0 +1,28 @@
+//! `kiln logs JOB TASK`: what a task wrote.
+
+use kiln_client::Client;
+
+use super::task::{Which, cat};
+use crate::failure::Outcome;
+
+/// Arguments of `logs`.
+#[derive(Debug, clap::Args)]
+pub struct LogsArgs {
+    #[command(flatten)]
+    which: Which,
+    /// Go on as the task writes, until it has ended
+    #[arg(short, long)]
+    follow: bool,
+    /// Standard error instead of standard output
+    #[arg(long)]
+    stderr: bool,
+}
+
+/// Prints the file.
+///
+/// # Errors
+/// What the service said.
+pub async fn run(client: &Client, args: LogsArgs) -> Outcome {
+    let path = if args.stderr { "stderr.txt" } else { "stdout.txt" };
+    cat(client, args.which, path.to_owned(), args.follow).await
+}
