@@ -1,15 +1,49 @@
 //! Pools, nodes and the providers that make nodes.
+//!
+//! - [`domain`]: rules of pools and nodes, and the plan that leads from what is
+//!   to what was asked for;
+//! - [`store`]: where records are kept, with their events;
+//! - [`provider`]: what makes nodes (here: child processes of this machine);
+//! - `api`: the gRPC front for clients and for agents;
+//! - `reconcile`: the loop that carries out the plan;
+//! - `sessions`, `transfers`: open control streams, and questions about files
+//!   that wait for an agent's answer;
+//! - `core`: what these share.
+//!
+//! A pool's way: `CreatePool` commits a record and wakes the reconciler, which
+//! adds node records, has the provider start agents, and calls the pool steady.
+//! Each agent registers, opens its control stream and reports; from that its
+//! node's state follows. Smaller targets and deletion drain nodes through the
+//! same stream before the provider takes them away.
 
+mod api;
 pub mod config;
+mod core;
 pub mod domain;
+mod metrics;
+pub mod provider;
+mod reconcile;
+mod sessions;
 pub mod store;
+mod transfers;
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
+use kiln_grpc::{Readiness, Server};
+use kiln_time::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+use crate::core::{Core, Wakeups};
+use crate::metrics::Metrics;
+use crate::provider::Provider;
+use crate::provider::local::LocalProvider;
+use crate::sessions::Sessions;
+use crate::store::SqliteStore;
+use crate::transfers::Transfers;
 
 pub use config::{Config, LocalProviderConfig};
 
@@ -27,7 +61,69 @@ pub struct Deps {
 /// # Errors
 /// If the store cannot be opened or the listener fails for good.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let _ = (config, deps, listener);
-    shutdown.cancelled().await;
+    let store = open_store(&config).await?;
+    let metrics = Metrics::new()?;
+    let provider = config.local.clone().map(LocalProvider::new).transpose()?;
+    let sessions = Arc::new(Sessions::default());
+    let core = Arc::new(Core {
+        store: Arc::new(store.clone()),
+        provider: provider.map(|provider| Arc::new(provider) as Arc<dyn Provider>),
+        transfers: Arc::new(Transfers::new(sessions.clone())),
+        sessions,
+        wakeups: Wakeups::default(),
+        metrics: metrics.clone(),
+        cluster_key: deps.cluster_key.clone(),
+        started: Timestamp::now(),
+        config,
+    });
+    let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
+        store.database(),
+        deps.bus,
+        metrics.outbox_lag.clone(),
+        shutdown.clone(),
+    ));
+    let reconciler = kiln_telemetry::spawn(reconcile::run(core.clone(), shutdown.clone()));
+    let readiness = Readiness::default();
+    readiness.set(true);
+    let server = Server {
+        name: "pool-svc",
+        cluster_key: deps.cluster_key,
+        metrics: metrics.registry,
+        readiness: readiness.clone(),
+    };
+    // The server outlives the loops: agents that are stopped say goodbye to it.
+    let stop_serving = CancellationToken::new();
+    let serving = kiln_telemetry::spawn(server.serve(listener, api::routes(core.clone()), stop_serving.clone()));
+    tokio::pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => Some(served),
+        () = shutdown.cancelled() => None,
+    };
+    readiness.set(false);
+    shutdown.cancel();
+    reconciler.await.context("the reconciler")?;
+    if core.config.stop_nodes_on_shutdown
+        && let Some(provider) = &core.provider
+    {
+        provider.stop_all().await;
+    }
+    core.sessions.close_all();
+    core.transfers.close_all();
+    stop_serving.cancel();
+    let served = match served {
+        Some(served) => served,
+        None => serving.await,
+    };
+    relay.await.context("the outbox relay")?;
+    served.context("the server")??;
     Ok(())
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
+    let dir = config.data_dir.clone();
+    tokio::task::spawn_blocking(move || std::fs::create_dir_all(&dir))
+        .await?
+        .with_context(|| format!("data_dir {}", config.data_dir.display()))?;
+    let path = config.data_dir.join("pool-svc.db");
+    SqliteStore::open(&path).await.with_context(|| format!("the store {}", path.display()))
 }

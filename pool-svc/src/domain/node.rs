@@ -195,7 +195,11 @@ pub enum NodeEvent {
         report: Vec<u8>,
     },
     /// The provider was asked successfully to make it (again).
-    Made,
+    Made {
+        /// The agent's life before that. If another one has registered since,
+        /// the new agent was faster than this news.
+        incarnation: String,
+    },
     /// The provider could not make it.
     NotMade,
     /// The provider has no living agent for it.
@@ -346,7 +350,8 @@ impl Node {
                 | S::Unknown
                 | S::Unusable { .. } => reported_state(view, self.scheduling_disabled),
             },
-            NodeEvent::Made => match state {
+            NodeEvent::Made { incarnation } => match state {
+                _ if *incarnation != self.incarnation => state,
                 S::Creating | S::Starting | S::LeavingPool { .. } => state,
                 S::WaitingForStartTask
                 | S::StartTaskFailed
@@ -485,7 +490,7 @@ impl Node {
                 self.view = view;
                 self.report = report;
             }
-            NodeEvent::Made => {
+            NodeEvent::Made { .. } => {
                 self.allocated = true;
                 self.count_start(now);
             }
@@ -610,7 +615,7 @@ mod tests {
             let events = [
                 registered("i2"),
                 reported(Phase::Ready, 0),
-                NodeEvent::Made,
+                NodeEvent::Made { incarnation: "i1".into() },
                 NodeEvent::AgentGone,
                 NodeEvent::Silent,
                 NodeEvent::SilentTooLong,
@@ -670,6 +675,14 @@ mod tests {
     }
 
     #[test]
+    fn news_of_the_start_that_come_after_the_agent_change_nothing() {
+        let mut node = node(NodeState::Idle);
+        node.apply(NodeEvent::Made { incarnation: "i0".into() }, NOW).unwrap();
+        assert_eq!(node.state, NodeState::Idle);
+        assert!(node.allocated);
+    }
+
+    #[test]
     fn orders_are_numbered_kept_until_confirmed_and_restated_to_a_new_agent() {
         let mut node = node(NodeState::Idle);
         node.apply(NodeEvent::DisableRequested(REQUEUE), NOW).unwrap();
@@ -697,7 +710,7 @@ mod tests {
         let mut node = node(NodeState::Unknown);
         let mut pauses = Vec::new();
         for _ in 0..12 {
-            node.apply(NodeEvent::Made, NOW).unwrap();
+            node.apply(NodeEvent::Made { incarnation: "i1".into() }, NOW).unwrap();
             pauses.push(node.next_start.since(NOW).as_millis());
         }
         assert_eq!(pauses[..4], [0, 500, 1000, 2000]);

@@ -192,7 +192,7 @@ fn tend(node: &Node, sight: Sight, now: Timestamp, limits: &Limits) -> Vec<Decis
     }
     if !node.allocated {
         // Made before the service could note it.
-        return vec![apply(NodeEvent::Made, "found at the provider")];
+        return vec![apply(NodeEvent::Made { incarnation: node.incarnation.clone() }, "found at the provider")];
     }
     let silence = now.since(sight.last_contact);
     let decision = match node.state {

@@ -194,7 +194,7 @@ impl World {
                 }
                 Decision::Start(id) => {
                     let record = self.nodes.iter_mut().find(|record| record.id == id).unwrap();
-                    record.apply(NodeEvent::Made, now).unwrap();
+                    record.apply(NodeEvent::Made { incarnation: record.incarnation.clone() }, now).unwrap();
                     let incarnation = format!("i{}", record.last_command + u64::from(record.starts));
                     record
                         .apply(

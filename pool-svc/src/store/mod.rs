@@ -19,6 +19,7 @@ use kiln_time::Timestamp;
 
 use crate::domain::{Event, Node, NodeName, Pool, PoolName};
 
+pub use events::{node_state, pool_state};
 pub use sqlite::SqliteStore;
 
 /// Why the store did not do it.
@@ -146,6 +147,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<(PoolId, PoolCounts)>, StoreError>;
+
+    /// States of the nodes of one pool.
+    async fn pool_counts(&self, name: &PoolName) -> Result<PoolCounts, StoreError>;
 
     /// Nodes of all accounts by the name of their state.
     async fn total_counts(&self) -> Result<StateCounts, StoreError>;

@@ -110,6 +110,37 @@ fn select_nodes(
     collect(connection, &statement, params![account, pool, after, limit], read_node)
 }
 
+struct CountRow {
+    pool: String,
+    dedicated: bool,
+    state: String,
+    count: u32,
+}
+
+impl CountRow {
+    fn add_to(self, counts: &mut PoolCounts) {
+        let of_kind = if self.dedicated { &mut counts.dedicated } else { &mut counts.low_priority };
+        of_kind.insert(self.state, self.count);
+    }
+}
+
+fn count_rows(connection: &Connection, account: &str, first: &str, last: &str) -> Result<Vec<CountRow>, StoreError> {
+    collect(
+        connection,
+        "SELECT pool, dedicated, state, count(*) FROM nodes
+         WHERE account = ?1 AND pool BETWEEN ?2 AND ?3 GROUP BY pool, dedicated, state",
+        params![account, first, last],
+        |row| {
+            Ok(CountRow {
+                pool: row.get(0).map_err(sql)?,
+                dedicated: row.get(1).map_err(sql)?,
+                state: row.get(2).map_err(sql)?,
+                count: row.get(3).map_err(sql)?,
+            })
+        },
+    )
+}
+
 /// Whether exactly one row was written; none means that somebody was faster.
 fn one(rows: usize) -> Result<(), StoreError> {
     if rows == 1 { Ok(()) } else { Err(StoreError::Conflict) }
@@ -288,35 +319,25 @@ impl Store for SqliteStore {
     ) -> Result<Vec<(PoolId, PoolCounts)>, StoreError> {
         let pools = self.pools(account, after, limit).await?;
         let (Some(first), Some(last)) = (pools.first(), pools.last()) else { return Ok(Vec::new()) };
-        let (account, first, last) =
-            (account.key().into_owned(), first.id.key().into_owned(), last.id.key().into_owned());
-        let rows: Vec<(String, bool, String, u32)> = self
-            .database
-            .read(move |connection| {
-                collect(
-                    connection,
-                    "SELECT pool, dedicated, state, count(*) FROM nodes
-                     WHERE account = ?1 AND pool BETWEEN ?2 AND ?3 GROUP BY pool, dedicated, state",
-                    params![account, first, last],
-                    |row| {
-                        Ok((
-                            row.get(0).map_err(sql)?,
-                            row.get(1).map_err(sql)?,
-                            row.get(2).map_err(sql)?,
-                            row.get(3).map_err(sql)?,
-                        ))
-                    },
-                )
-            })
-            .await?;
+        let account = account.key().into_owned();
+        let (first, last) = (first.id.key().into_owned(), last.id.key().into_owned());
         let mut counts: Vec<(PoolId, PoolCounts)> =
             pools.into_iter().map(|pool| (pool.id, PoolCounts::default())).collect();
-        for (pool, dedicated, state, count) in rows {
-            if let Ok(at) = counts.binary_search_by(|(id, _)| id.key().as_ref().cmp(pool.as_str())) {
-                let of_kind = if dedicated { &mut counts[at].1.dedicated } else { &mut counts[at].1.low_priority };
-                of_kind.insert(state, count);
+        let rows = self.database.read(move |connection| count_rows(connection, &account, &first, &last)).await?;
+        for row in rows {
+            // Pools and rows are in the order of their keys.
+            if let Ok(at) = counts.binary_search_by(|(id, _)| id.key().as_ref().cmp(row.pool.as_str())) {
+                row.add_to(&mut counts[at].1);
             }
         }
+        Ok(counts)
+    }
+
+    async fn pool_counts(&self, name: &PoolName) -> Result<PoolCounts, StoreError> {
+        let (account, pool) = pool_keys(name);
+        let rows = self.database.read(move |connection| count_rows(connection, &account, &pool, &pool)).await?;
+        let mut counts = PoolCounts::default();
+        rows.into_iter().for_each(|row| row.add_to(&mut counts));
         Ok(counts)
     }
 

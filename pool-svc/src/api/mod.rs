@@ -1,0 +1,82 @@
+//! The gRPC front: proto to domain and back, no rules.
+//!
+//! [`pools`], [`nodes`] and [`files`] answer clients (through the gateway),
+//! [`control`] answers agents.
+
+mod control;
+mod convert;
+mod files;
+mod nodes;
+mod pools;
+mod precondition;
+mod validate;
+
+use std::sync::Arc;
+
+use kiln_proto::pool::v1::node_control_service_server::NodeControlServiceServer;
+use kiln_proto::pool::v1::pool_service_server::{PoolService, PoolServiceServer};
+use kiln_proto::pool::v1::*;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::core::Core;
+
+/// Largest message: a page of pools with their settings.
+const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+
+/// Both services.
+pub fn routes(core: Arc<Core>) -> Routes {
+    let pools = PoolServiceServer::new(PoolApi { core: core.clone() })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let control = NodeControlServiceServer::new(control::ControlApi { core })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    Routes::new(pools).add_service(control)
+}
+
+#[derive(Debug)]
+struct PoolApi {
+    core: Arc<Core>,
+}
+
+/// The whole implementation: `async_trait` does not look into macros within it.
+macro_rules! pool_service {
+    ($($method:ident($request:ident) -> $response:ident = $target:path;)*) => {
+        #[tonic::async_trait]
+        impl PoolService for PoolApi {
+            $(async fn $method(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
+                Ok(Response::new($target(&self.core, request).await?))
+            })*
+
+            type ReadNodeFileStream = files::ReadStream;
+
+            async fn read_node_file(
+                &self,
+                request: Request<ReadNodeFileRequest>,
+            ) -> Result<Response<Self::ReadNodeFileStream>, Status> {
+                Ok(Response::new(files::read(&self.core, request).await?))
+            }
+        }
+    };
+}
+
+pool_service! {
+    create_pool(CreatePoolRequest) -> CreatePoolResponse = pools::create;
+    get_pool(GetPoolRequest) -> GetPoolResponse = pools::get;
+    list_pools(ListPoolsRequest) -> ListPoolsResponse = pools::list;
+    update_pool(UpdatePoolRequest) -> UpdatePoolResponse = pools::update;
+    resize_pool(ResizePoolRequest) -> ResizePoolResponse = pools::resize;
+    stop_resize(StopResizeRequest) -> StopResizeResponse = pools::stop_resize;
+    delete_pool(DeletePoolRequest) -> DeletePoolResponse = pools::delete;
+    remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse = pools::remove_nodes;
+    get_node(GetNodeRequest) -> GetNodeResponse = nodes::get;
+    list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;
+    count_nodes(CountNodesRequest) -> CountNodesResponse = nodes::count;
+    reboot_node(RebootNodeRequest) -> RebootNodeResponse = nodes::reboot;
+    disable_node_scheduling(DisableNodeSchedulingRequest) -> DisableNodeSchedulingResponse = nodes::disable;
+    enable_node_scheduling(EnableNodeSchedulingRequest) -> EnableNodeSchedulingResponse = nodes::enable;
+    list_node_files(ListNodeFilesRequest) -> ListNodeFilesResponse = files::list;
+    get_node_file(GetNodeFileRequest) -> GetNodeFileResponse = files::get;
+    delete_node_file(DeleteNodeFileRequest) -> DeleteNodeFileResponse = files::delete;
+}
