@@ -1,0 +1,7 @@
+//! The whole gateway over loopback, with fake services behind it.
+
+mod fakes;
+mod grpc;
+mod harness;
+mod rest;
+mod workflow;
