@@ -1,1 +1,341 @@
+//! What every catalogue does. One function per subject, generic over the
+//! implementation; each uses accounts of its own.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kiln_auth::SecretKey;
+use kiln_time::Timestamp;
+
+use super::*;
+use crate::domain::condition::EtagSet;
+use crate::domain::model::{BLOCK_LIFE, Extent};
+
+const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
+
+/// Runs the whole suite.
+pub async fn all(catalogue: &dyn Catalogue) {
+    accounts(catalogue).await;
+    containers(catalogue).await;
+    blobs(catalogue).await;
+    requests(catalogue).await;
+    lists(catalogue).await;
+    blocks(catalogue).await;
+    garbage(catalogue).await;
+    tidying(catalogue).await;
+}
+
+fn stamp(account: &str, etag: &str) -> Stamp {
+    Stamp {
+        account: account.into(),
+        now: NOW,
+        etag: etag.into(),
+        traceparent: String::new(),
+        request_id: String::new(),
+    }
+}
+
+fn container(name: &str) -> Container {
+    Container {
+        name: name.into(),
+        etag: String::new(),
+        last_modified: Timestamp::default(),
+        metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        public_access: PublicAccess::Blob,
+        policies: vec![StoredPolicy { id: "p".into(), ..StoredPolicy::default() }],
+    }
+}
+
+async fn with_container(c: &dyn Catalogue, account: &str) {
+    c.create_container(stamp(account, "e0"), container("cont")).await.unwrap();
+}
+
+fn small(name: &str, bytes: &'static [u8]) -> NewBlob {
+    NewBlob {
+        container: "cont".into(),
+        name: name.into(),
+        properties: BlobProperties { content_type: "a/b".into(), ..BlobProperties::default() },
+        metadata: Metadata::new(),
+        content: Content::Inline(Bytes::from_static(bytes)),
+        copy: None,
+    }
+}
+
+fn large(name: &str, object: &str) -> NewBlob {
+    let extent = Extent { block_id: None, object: ObjectKey(object.into()), length: 100 };
+    NewBlob { content: Content::Objects(vec![extent]), ..small(name, b"") }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, StorageError>) -> &'static str {
+    result.map_or_else(|error| error.code(), |_| "ok")
+}
+
+async fn accounts(c: &dyn Catalogue) {
+    assert_eq!(c.account("nobody").await.unwrap(), None);
+    let first = Account { name: "Acct1".into(), keys: [SecretKey::generate(), SecretKey::generate()] };
+    c.put_account(first.clone()).await.unwrap();
+    assert_eq!(c.account("ACCT1").await.unwrap(), Some(first.clone()));
+    let second = Account { keys: [SecretKey::generate(), first.keys[0].clone()], ..first };
+    c.put_account(second.clone()).await.unwrap();
+    assert_eq!(c.account("acct1").await.unwrap(), Some(second));
+}
+
+async fn containers(c: &dyn Catalogue) {
+    let made = c.create_container(stamp("cs", "e1"), container("cont")).await.unwrap().answer;
+    assert_eq!((made.etag.as_str(), made.last_modified), ("e1", NOW));
+    assert_eq!(c.container("cs", "cont").await.unwrap(), made);
+    assert_eq!(code(c.create_container(stamp("cs", "e2"), container("cont")).await), "ContainerAlreadyExists");
+    assert_eq!(code(c.container("other", "cont").await), "ContainerNotFound");
+
+    let wrong = Conditions { if_match: Some(EtagSet::parse("e9")), ..Conditions::default() };
+    let change = || ContainerChange::Acl { public_access: PublicAccess::Private, policies: Vec::new() };
+    let refused = c.change_container(stamp("cs", "e2"), "cont", wrong.clone(), change()).await;
+    assert_eq!(code(refused), "ConditionNotMet");
+    let changed = c.change_container(stamp("cs", "e2"), "cont", Conditions::default(), change()).await.unwrap();
+    assert_eq!((changed.etag.as_str(), changed.public_access), ("e2", PublicAccess::Private));
+    assert_eq!(changed.metadata, made.metadata);
+    assert_eq!(c.container("cs", "cont").await.unwrap(), changed);
+
+    c.put_blob(stamp("cs", "b1"), small("b", b"x"), Guard::default()).await.unwrap();
+    assert_eq!(code(c.delete_container(stamp("cs", ""), "cont", wrong).await), "ConditionNotMet");
+    c.delete_container(stamp("cs", ""), "cont", Conditions::default()).await.unwrap();
+    assert_eq!(code(c.container("cs", "cont").await), "ContainerNotFound");
+    assert_eq!(code(c.delete_container(stamp("cs", ""), "cont", Conditions::default()).await), "ContainerNotFound");
+    // A new container of the name is empty at once.
+    with_container(c, "cs").await;
+    assert_eq!(code(c.blob("cs", "cont", "b").await), "BlobNotFound");
+    while c.tidy(NOW).await.unwrap() {}
+    assert_eq!(code(c.container("cs", "cont").await), "ok");
+
+    for name in ["aa1", "ab1", "ab2", "ac1"] {
+        c.create_container(stamp("cl", "e"), container(name)).await.unwrap();
+    }
+    let page = c.list_containers("cl", "ab", "", 1).await.unwrap();
+    assert_eq!((page.entries[0].name.as_str(), page.next.as_deref()), ("ab1", Some("ab2")));
+    let page = c.list_containers("cl", "ab", "ab2", 1).await.unwrap();
+    assert_eq!((page.entries[0].name.as_str(), page.next), ("ab2", None));
+    assert_eq!(c.list_containers("cl", "", "", 10).await.unwrap().entries.len(), 4);
+    assert_eq!(c.list_containers("cl", "x", "", 10).await.unwrap().entries.len(), 0);
+}
+
+async fn blobs(c: &dyn Catalogue) {
+    assert_eq!(code(c.put_blob(stamp("bs", "e"), small("b", b"x"), Guard::default()).await), "ContainerNotFound");
+    with_container(c, "bs").await;
+    let first = c.put_blob(stamp("bs", "e1"), small("b", b"hello"), Guard::default()).await.unwrap();
+    assert!(!first.repeated);
+    assert_eq!((first.answer.length, first.answer.created), (5, NOW));
+    let (blob, content) = c.blob_content("bs", "cont", "b").await.unwrap();
+    assert_eq!((blob, content), (first.answer.clone(), Content::Inline(Bytes::from_static(b"hello"))));
+
+    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    assert_eq!(code(c.put_blob(stamp("bs", "e"), small("b", b""), absent).await), "BlobAlreadyExists");
+    let only_new = Guard { conditions: Conditions::default(), only_new: true };
+    let refused = c.put_blob(stamp("bs", "e"), small("b", b""), only_new.clone()).await;
+    assert_eq!(code(refused), "AuthorizationPermissionMismatch");
+    assert_eq!(code(c.put_blob(stamp("bs", "e"), small("n", b""), only_new).await), "ok");
+
+    let later = Stamp { now: NOW.plus(std::time::Duration::from_secs(5)), ..stamp("bs", "e2") };
+    let new = c.put_blob(later, large("b", "obj-1"), Guard::default()).await.unwrap().answer;
+    assert_eq!((new.created, new.etag.as_str(), new.length), (NOW, "e2", 100));
+    assert_ne!(new.last_modified, NOW);
+
+    let metadata = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
+    let stale = Conditions { if_match: Some(EtagSet::parse("e1")), ..Conditions::default() };
+    let change = || BlobChange::Metadata(metadata.clone());
+    assert_eq!(code(c.change_blob(stamp("bs", "e3"), "cont", "b", stale.clone(), change()).await), "ConditionNotMet");
+    let changed = c.change_blob(stamp("bs", "e3"), "cont", "b", Conditions::default(), change()).await.unwrap();
+    assert_eq!((changed.etag.as_str(), &changed.metadata), ("e3", &metadata));
+    let properties = BlobProperties { content_md5: Some([7; 16]), ..BlobProperties::default() };
+    let change = BlobChange::Properties(properties.clone());
+    c.change_blob(stamp("bs", "e4"), "cont", "b", Conditions::default(), change).await.unwrap();
+    let (blob, content) = c.blob_content("bs", "cont", "b").await.unwrap();
+    assert_eq!((blob.etag.as_str(), blob.properties, content.length()), ("e4", properties, 100));
+
+    assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", stale.clone()).await), "ConditionNotMet");
+    c.delete_blob(stamp("bs", ""), "cont", "b", Conditions::default()).await.unwrap();
+    assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", Conditions::default()).await), "BlobNotFound");
+    assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", stale).await), "ConditionNotMet");
+}
+
+async fn requests(c: &dyn Catalogue) {
+    let asked = |etag: &str, id: &str| Stamp { request_id: id.into(), ..stamp("rq", etag) };
+    let first = c.create_container(asked("e1", "r1"), container("cont")).await.unwrap();
+    let again = c.create_container(asked("e2", "r1"), container("cont")).await.unwrap();
+    assert_eq!((again.repeated, again.answer), (true, first.answer));
+
+    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    let first = c.put_blob(asked("e3", "r2"), large("b", "rq-1"), absent.clone()).await.unwrap();
+    let again = c.put_blob(asked("e4", "r2"), large("b", "rq-2"), absent.clone()).await.unwrap();
+    assert_eq!((again.repeated, again.answer), (true, first.answer));
+    assert_eq!(code(c.put_blob(asked("e4", "r3"), large("b", "rq-2"), absent).await), "BlobAlreadyExists");
+    let known = c.known(vec![ObjectKey("rq-1".into()), ObjectKey("rq-2".into())]).await.unwrap();
+    assert_eq!(known, HashSet::from([ObjectKey("rq-1".into())]));
+
+    for _ in 0..2 {
+        c.delete_blob(asked("", "r4"), "cont", "b", Conditions::default()).await.unwrap();
+    }
+    for _ in 0..2 {
+        c.delete_container(asked("", "r5"), "cont", Conditions::default()).await.unwrap();
+    }
+}
+
+async fn names(c: &dyn Catalogue, query: BlobQuery) -> (Vec<String>, Option<String>) {
+    let page = c.list_blobs("ls", "cont", query).await.unwrap();
+    let names = page.entries.into_iter().map(|entry| match entry {
+        BlobEntry::Blob(blob) => blob.name,
+        BlobEntry::Prefix(prefix) => format!("[{prefix}]"),
+    });
+    (names.collect(), page.next)
+}
+
+async fn lists(c: &dyn Catalogue) {
+    with_container(c, "ls").await;
+    let all = ["a", "a/1", "a/2", "a/b/1", "a0", "ä/1", "ä/2", "b", "c/1", "\u{10FFFF}/x"];
+    for name in all {
+        c.put_blob(stamp("ls", "e"), small(name, b""), Guard::default()).await.unwrap();
+    }
+    let mut sorted = all.to_vec();
+    sorted.sort_unstable();
+    let query = |prefix: &str, delimiter: &str| BlobQuery {
+        prefix: prefix.into(),
+        delimiter: delimiter.into(),
+        from: String::new(),
+        limit: 100,
+    };
+    assert_eq!(names(c, query("", "")).await, (sorted.iter().map(|s| (*s).to_owned()).collect(), None));
+    let strings = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+    let top = ["a", "[a/]", "a0", "b", "[c/]", "[ä/]", "[\u{10FFFF}/]"];
+    assert_eq!(names(c, query("", "/")).await, (strings(&top), None));
+    assert_eq!(names(c, query("a/", "/")).await, (strings(&["a/1", "a/2", "[a/b/]"]), None));
+    assert_eq!(names(c, query("a/b", "/")).await, (strings(&["[a/b/]"]), None));
+    assert_eq!(names(c, query("zz", "/")).await, (strings(&[]), None));
+    assert_eq!(names(c, query("", "/1")).await.0[1], "[a/1]");
+    // Pages of every size join to the whole, and the last has no marker.
+    for delimiter in ["", "/"] {
+        let (whole, _) = names(c, query("", delimiter)).await;
+        for limit in 1..=whole.len() {
+            let (mut joined, mut from) = (Vec::new(), String::new());
+            loop {
+                let (page, next) = names(c, BlobQuery { limit, from: from.clone(), ..query("", delimiter) }).await;
+                assert!(!page.is_empty() && page.len() <= limit);
+                joined.extend(page);
+                match next {
+                    Some(next) => from = next,
+                    None => break,
+                }
+            }
+            assert_eq!(joined, whole, "delimiter {delimiter:?}, limit {limit}");
+        }
+    }
+    assert_eq!(code(c.list_blobs("ls", "none", query("", "")).await), "ContainerNotFound");
+}
+
+fn block(blob: &str, id: &str, object: &str) -> NewBlock {
+    NewBlock {
+        container: "cont".into(),
+        blob: blob.into(),
+        id: id.into(),
+        object: ObjectKey(object.into()),
+        length: 10,
+    }
+}
+
+fn list(name: &str, blocks: &[(BlockSource, &str)]) -> BlockList {
+    BlockList {
+        container: "cont".into(),
+        name: name.into(),
+        properties: BlobProperties::default(),
+        metadata: Metadata::new(),
+        blocks: blocks.iter().map(|(source, id)| (*source, (*id).to_owned())).collect(),
+    }
+}
+
+async fn objects_of(c: &dyn Catalogue, account: &str, name: &str) -> Vec<String> {
+    match c.blob_content(account, "cont", name).await.unwrap().1 {
+        Content::Objects(extents) => extents.into_iter().map(|extent| extent.object.0).collect(),
+        Content::Inline(_) => panic!("inline"),
+    }
+}
+
+async fn blocks(c: &dyn Catalogue) {
+    use BlockSource::{Committed, Latest, Uncommitted};
+    with_container(c, "bl").await;
+    let put = |id: &'static str, object: &'static str| c.put_block(stamp("bl", ""), block("b", id, object), false);
+    put("AAAA", "k1").await.unwrap();
+    put("BBBB", "k2").await.unwrap();
+    assert_eq!(code(put("AA==", "k3").await), "InvalidBlobOrBlock");
+    assert_eq!(code(c.blob("bl", "cont", "b").await), "BlobNotFound");
+    let found = c.blocks("bl", "cont", "b").await.unwrap();
+    assert_eq!((found.blob, found.committed.len(), found.uncommitted.len()), (None, 0, 2));
+    assert_eq!(code(c.blocks("bl", "cont", "none").await), "BlobNotFound");
+
+    let missing = list("b", &[(Committed, "AAAA")]);
+    assert_eq!(code(c.put_block_list(stamp("bl", "e"), missing, Guard::default()).await), "InvalidBlockList");
+    let three = list("b", &[(Uncommitted, "BBBB"), (Latest, "AAAA"), (Latest, "BBBB")]);
+    let blob = c.put_block_list(stamp("bl", "e1"), three, Guard::default()).await.unwrap();
+    assert_eq!(blob.length, 30);
+    assert_eq!(objects_of(c, "bl", "b").await, ["k2", "k1", "k2"]);
+    assert_eq!(c.blocks("bl", "cont", "b").await.unwrap().uncommitted, []);
+
+    // A new AAAA replaces the old one where Latest is asked for.
+    put("AAAA", "k4").await.unwrap();
+    put("AAAA", "k5").await.unwrap();
+    let both = list("b", &[(Committed, "AAAA"), (Latest, "AAAA")]);
+    c.put_block_list(stamp("bl", "e2"), both, Guard::default()).await.unwrap();
+    assert_eq!(objects_of(c, "bl", "b").await, ["k1", "k5"]);
+    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    assert_eq!(code(c.put_block_list(stamp("bl", "e3"), list("b", &[]), absent).await), "BlobAlreadyExists");
+    let empty = c.put_block_list(stamp("bl", "e3"), list("b", &[]), Guard::default()).await.unwrap();
+    assert_eq!(empty.length, 0);
+    assert_eq!(
+        code(c.put_block(stamp("bl", ""), block("b", "AAAA", "k6"), true).await),
+        "AuthorizationPermissionMismatch"
+    );
+    // Put Blob drops what was staged.
+    put("AAAA", "k7").await.unwrap();
+    c.put_blob(stamp("bl", "e4"), small("b", b""), Guard::default()).await.unwrap();
+    assert_eq!(c.blocks("bl", "cont", "b").await.unwrap().uncommitted, []);
+    let lost: HashSet<String> = lost(c, "k").await;
+    assert_eq!(lost, ["k1", "k2", "k4", "k5", "k7"].map(str::to_owned).into());
+}
+
+/// Garbage whose keys begin with `prefix`.
+async fn lost(c: &dyn Catalogue, prefix: &str) -> HashSet<String> {
+    let all = c.garbage(NOW.plus(BLOCK_LIFE * 3), 10_000).await.unwrap();
+    all.into_iter().map(|object| object.0).filter(|key| key.starts_with(prefix)).collect()
+}
+
+async fn garbage(c: &dyn Catalogue) {
+    with_container(c, "gb").await;
+    c.put_blob(stamp("gb", "e"), large("b", "g1"), Guard::default()).await.unwrap();
+    assert!(lost(c, "g").await.is_empty());
+    c.put_blob(stamp("gb", "e"), large("b", "g2"), Guard::default()).await.unwrap();
+    assert_eq!(lost(c, "g").await, HashSet::from(["g1".to_owned()]));
+    c.delete_blob(stamp("gb", ""), "cont", "b", Conditions::default()).await.unwrap();
+    let keys = ["g1", "g2", "g3"].map(|key| ObjectKey(key.into()));
+    assert_eq!(c.known(keys.to_vec()).await.unwrap(), keys[..2].iter().cloned().collect());
+    assert!(c.garbage(NOW, 100).await.unwrap().iter().all(|key| key.0 != "g1"), "young garbage stays");
+    c.forget_garbage(keys.to_vec()).await.unwrap();
+    assert!(lost(c, "g").await.is_empty());
+    assert!(c.known(keys.to_vec()).await.unwrap().is_empty());
+}
+
+async fn tidying(c: &dyn Catalogue) {
+    with_container(c, "td").await;
+    c.put_block(stamp("td", ""), block("old", "AAAA", "t1"), false).await.unwrap();
+    let later = NOW.plus(BLOCK_LIFE / 2);
+    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("young", "AAAA", "t2"), false).await.unwrap();
+    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("old", "BBBB", "t3"), false).await.unwrap();
+    while c.tidy(NOW.plus(BLOCK_LIFE)).await.unwrap() {}
+    assert!(lost(c, "t").await.is_empty(), "the last block counts");
+    while c.tidy(later.plus(BLOCK_LIFE * 2)).await.unwrap() {}
+    assert_eq!(lost(c, "t").await, ["t1", "t2", "t3"].map(str::to_owned).into());
+
+    for n in 0..1200 {
+        c.put_blob(stamp("td", "e"), large(&format!("b{n}"), &format!("u{n}")), Guard::default()).await.unwrap();
+    }
+    c.put_block(stamp("td", ""), block("staged", "AAAA", "u-block"), false).await.unwrap();
+    c.delete_container(stamp("td", ""), "cont", Conditions::default()).await.unwrap();
+    while c.tidy(NOW).await.unwrap() {}
+    assert_eq!(lost(c, "u").await.len(), 1201);
+}
