@@ -1,4 +1,13 @@
 //! Channels to the services behind the gateway.
+//!
+//! HTTP/2 ends a connection on which too many small frames wait to be read
+//! (about 16,000 with our windows). Whether they are read is up to the client
+//! of a stream that passes through. So such streams go over connections of
+//! their account: a client that does not read cannot end the streams of others,
+//! nor the gateway's own calls, which have channels apart.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_error::Error;
 use kiln_grpc::{ServiceAuth, ServiceChannel, connect_lazy};
@@ -9,12 +18,13 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::domain::Account;
 
 /// Largest message the gateway itself reads or writes.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// A service whose public RPCs pass through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     /// storage-svc
     Storage,
@@ -54,10 +64,12 @@ impl Service {
 #[derive(Debug, Clone)]
 pub struct Backends {
     auth: ServiceAuth,
-    storage: Channel,
     pool: Channel,
     job: Channel,
     monitor: Channel,
+    endpoints: Arc<[String; 4]>,
+    /// By service and account; only accounts that proved themselves.
+    passing: Arc<Mutex<HashMap<(Service, String), Channel>>>,
 }
 
 impl Backends {
@@ -68,21 +80,32 @@ impl Backends {
     pub fn connect(config: &Config, auth: ServiceAuth) -> Result<Self, Error> {
         Ok(Self {
             auth,
-            storage: connect_lazy(&config.storage_endpoint)?,
             pool: connect_lazy(&config.pool_endpoint)?,
             job: connect_lazy(&config.job_endpoint)?,
             monitor: connect_lazy(&config.monitor_endpoint)?,
+            endpoints: Arc::new([
+                config.storage_endpoint.clone(),
+                config.pool_endpoint.clone(),
+                config.job_endpoint.clone(),
+                config.monitor_endpoint.clone(),
+            ]),
+            passing: Arc::default(),
         })
     }
 
-    /// The bare channel, for calls that pass through.
-    pub fn channel(&self, service: Service) -> Channel {
-        match service {
-            Service::Storage => self.storage.clone(),
-            Service::Pool => self.pool.clone(),
-            Service::Job => self.job.clone(),
-            Service::Monitor => self.monitor.clone(),
+    /// The bare channel for calls of this account that pass through.
+    ///
+    /// # Errors
+    /// Never for endpoints that [`Backends::connect`] took.
+    pub fn passing(&self, service: Service, account: &Account) -> Result<Channel, Error> {
+        let key = (service, account.name.key().into_owned());
+        let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = passing.get(&key) {
+            return Ok(channel.clone());
         }
+        let channel = connect_lazy(&self.endpoints[service as usize])?;
+        passing.insert(key, channel.clone());
+        Ok(channel)
     }
 
     /// The gateway's own credentials.

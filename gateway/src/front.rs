@@ -132,7 +132,8 @@ impl Inner {
                     account = %account.name,
                 );
                 propagation::continue_from_headers(&span, request.headers());
-                proxy::forward(self.backends.channel(backend), backend.name(), request).instrument(span).await
+                let channel = self.backends.passing(backend, &account)?;
+                proxy::forward(channel, backend.name(), request).instrument(span).await
             }
             None => self.local_answer(request).await,
         };

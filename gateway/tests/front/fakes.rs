@@ -184,9 +184,10 @@ service!(PoolService {
         let head = futures::stream::iter([part(Part::File(file()))]);
         if message.follow {
             let hang_up = HangUp(self.0.hung_up.clone());
-            let endless = futures::stream::unfold(hang_up, |hang_up| async move {
+            let piece: bytes::Bytes = vec![b'x'; if message.path.starts_with("tiny") { 1 } else { 1024 }].into();
+            let endless = futures::stream::unfold((hang_up, piece), |(hang_up, piece)| async move {
                 tokio::task::yield_now().await;
-                Some((Ok(ReadNodeFileResponse { part: Some(Part::Data("x".into())) }), hang_up))
+                Some((Ok(ReadNodeFileResponse { part: Some(Part::Data(piece.clone())) }), (hang_up, piece)))
             });
             return Ok(Response::new(Box::pin(head.chain(endless))));
         }

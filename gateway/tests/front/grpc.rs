@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt;
+use kiln_auth::SecretKey;
 use kiln_auth::token::{self, Claims, Principal};
 use kiln_error::{Error, Kind};
 use kiln_grpc::ServiceAuth;
@@ -76,7 +77,7 @@ async fn services_of_agents_and_admins_are_closed() {
     let status = NodeControlServiceClient::new(channel.clone()).register(request).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unimplemented);
     // A user's token does not open the admin service, nor does a forged one.
-    let forged = ServiceAuth::new("forged", Arc::new(kiln_auth::SecretKey::generate()));
+    let forged = ServiceAuth::new("forged", Arc::new(SecretKey::generate()));
     for authorization in [bearer(&gateway), forged.authorization().to_str().unwrap().to_owned()] {
         let mut request = tonic::Request::new(PutAccountRequest::default());
         request.metadata_mut().insert("authorization", authorization.parse().unwrap());
@@ -128,7 +129,8 @@ async fn a_service_that_is_down_is_unavailable() {
 async fn an_account_with_too_many_open_calls_waits() {
     let gateway = Harness::with(|config| config.max_open_requests = 1).await;
     let message = ReadNodeFileRequest { path: "stdout.txt".into(), follow: true, ..ReadNodeFileRequest::default() };
-    let mut stream = gateway.grpc().pools().read_node_file(message).await.unwrap().into_inner();
+    let client = gateway.grpc();
+    let mut stream = client.pools().read_node_file(message).await.unwrap().into_inner();
     stream.next().await.unwrap().unwrap();
     let error = Error::from(gateway.grpc().pools().list_pools(ListPoolsRequest::default()).await.unwrap_err());
     assert_eq!((error.kind(), error.reason()), (Kind::Unavailable, "ServerBusy"));
@@ -172,4 +174,27 @@ async fn the_account_and_files_of_tasks() {
     let message = ReadTaskFileRequest { task_id: "new".into(), ..message };
     let error = Error::from(gateway.grpc().task_files().read_task_file(message).await.unwrap_err());
     assert_eq!(error.reason(), "OperationInvalidForCurrentState");
+}
+
+/// HTTP/2 ends a connection with too many small frames that nobody reads.
+#[tokio::test]
+async fn a_client_that_does_not_read_harms_only_its_own_account() {
+    let gateway = Harness::start().await;
+    let other = SecretKey::generate();
+    gateway.put_account_as("other", &other).await;
+    let other = kiln_client::Client::connect(&gateway.url, "other", &other.to_base64()).unwrap();
+    let follow = |path: &str| ReadNodeFileRequest { path: path.into(), follow: true, ..ReadNodeFileRequest::default() };
+    let mut good = other.pools().read_node_file(follow("stdout.txt")).await.unwrap().into_inner();
+    good.next().await.unwrap().unwrap();
+
+    let stuck = gateway.grpc();
+    let _unread = stuck.pools().read_node_file(follow("tiny-stdout.txt")).await.unwrap().into_inner();
+    let hung_up = gateway.state.hung_up.clone();
+    eventually("the connection of the reader that does not read ends", || async {
+        hung_up.is_cancelled().then_some(())
+    })
+    .await;
+    good.next().await.unwrap().unwrap();
+    other.pools().list_pools(ListPoolsRequest { page_size: 1, ..ListPoolsRequest::default() }).await.unwrap();
+    assert_eq!(gateway.get("/pools?api-version=2025-06-01").await.status, 200);
 }

@@ -102,9 +102,13 @@ impl Harness {
 
     /// Sets `key` as the account's first key; the second is nobody's.
     pub async fn put_account(&self, key: &SecretKey) {
+        self.put_account_as(ACCOUNT, key).await;
+    }
+
+    pub async fn put_account_as(&self, account: &str, key: &SecretKey) {
         let auth = ServiceAuth::new("test", self.cluster_key.clone());
         let message = PutAccountRequest {
-            account: ACCOUNT.into(),
+            account: account.into(),
             key1: key.to_base64(),
             key2: SecretKey::generate().to_base64(),
             storage_account: String::new(),
