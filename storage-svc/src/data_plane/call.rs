@@ -14,6 +14,7 @@ use crate::domain::model::Account;
 use crate::domain::names;
 use crate::domain::query::Query;
 use crate::domain::sas::is_version;
+use crate::domain::shared_key;
 
 /// Version the service speaks; requests with newer dates are taken as this.
 pub const NEWEST_VERSION: &str = "2026-10-06";
@@ -135,14 +136,21 @@ impl DataPlane {
         {
             by_host = self.storage.account(label).await?;
         }
-        let mut place = place(uri.path(), by_host.as_ref().map(|account| account.name.as_str()))?;
-        let endpoint = match &by_host {
-            Some(_) => format!("{}://{host}", self.scheme()),
-            None => format!("{}/{}", self.config.public_blob_endpoint, place.account),
-        };
-        let account = match by_host {
+        let mut named = by_host.clone();
+        if by_host.is_none() && self.storage.account(&place(uri.path(), None)?.account).await?.is_none() {
+            named = self.account_of_credentials(&headers, &query).await?;
+            if named.is_none() {
+                return Err(StorageError::ResourceNotFound);
+            }
+        }
+        let mut place = place(uri.path(), named.as_ref().map(|account| account.name.as_str()))?;
+        let account = match named {
             Some(account) => account,
             None => self.storage.account(&place.account).await?.ok_or(StorageError::ResourceNotFound)?,
+        };
+        let endpoint = match by_host {
+            Some(_) => format!("{}://{host}", self.scheme()),
+            None => format!("{}/{}", self.config.public_blob_endpoint, account.name),
         };
         let restype = query.get("restype").unwrap_or_default().to_ascii_lowercase();
         if !place.container.is_empty() && place.blob.is_empty() && restype.is_empty() {
@@ -159,6 +167,25 @@ impl DataPlane {
         let Place { container, blob, .. } = place;
         let path = uri.path().to_owned();
         Ok(Call { method, account, container, blob, operation, path, query, headers, peer, endpoint })
+    }
+}
+
+impl DataPlane {
+    /// The account a request means although its path does not begin with one.
+    /// azure-storage before 0.34 forgets the path of its endpoint when it asks
+    /// for the rest of a large blob, or again for an empty one.
+    async fn account_of_credentials(
+        &self,
+        headers: &HeaderMap,
+        query: &Query,
+    ) -> Result<Option<Arc<Account>>, StorageError> {
+        let authorization = headers.get(http::header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        match authorization.and_then(shared_key::parse_authorization) {
+            Some((_, account, _)) => self.storage.account(account).await,
+            // A signature in the URL does not name its account.
+            None if query.get("sig").is_some() => self.storage.only_account().await,
+            None => Ok(None),
+        }
     }
 }
 

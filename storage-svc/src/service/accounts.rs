@@ -35,6 +35,14 @@ impl Storage {
         Ok(Some(account))
     }
 
+    /// The account, if there is exactly one.
+    ///
+    /// # Errors
+    /// If the catalogue fails.
+    pub async fn only_account(&self) -> Result<Option<Arc<Account>>, StorageError> {
+        Ok(self.inner.catalogue.only_account().await?.map(Arc::new))
+    }
+
     /// Creates the account or replaces its keys.
     ///
     /// # Errors

@@ -77,7 +77,10 @@ async fn accounts(c: &dyn Catalogue) {
     assert_eq!(c.account("ACCT1").await.unwrap(), Some(first.clone()));
     let second = Account { keys: [SecretKey::generate(), first.keys[0].clone()], ..first };
     c.put_account(second.clone()).await.unwrap();
-    assert_eq!(c.account("acct1").await.unwrap(), Some(second));
+    assert_eq!(c.account("acct1").await.unwrap(), Some(second.clone()));
+    assert_eq!(c.only_account().await.unwrap(), Some(second.clone()));
+    c.put_account(Account { name: "acct2".into(), ..second }).await.unwrap();
+    assert_eq!(c.only_account().await.unwrap(), None);
 }
 
 async fn containers(c: &dyn Catalogue) {

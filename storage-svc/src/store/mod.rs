@@ -183,6 +183,8 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
     async fn put_account(&self, account: Account) -> Result<(), StorageError>;
     /// The account, its name compared without case.
     async fn account(&self, name: &str) -> Result<Option<Account>, StorageError>;
+    /// The account, if there is exactly one.
+    async fn only_account(&self) -> Result<Option<Account>, StorageError>;
 
     /// Makes a container; its `etag` and `last_modified` are those of the stamp.
     async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError>;

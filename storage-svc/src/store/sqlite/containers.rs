@@ -39,6 +39,20 @@ pub fn account(c: &Connection, key: &str) -> Outcome<Option<Account>> {
     .transpose()
 }
 
+pub fn only_account(c: &Connection) -> Outcome<Option<Account>> {
+    let keys: Vec<String> = c
+        .prepare_cached("SELECT key FROM accounts LIMIT 2")
+        .sql()?
+        .query_map([], |row| row.get(0))
+        .sql()?
+        .collect::<Result<_, _>>()
+        .sql()?;
+    match keys.as_slice() {
+        [only] => account(c, only),
+        _ => Ok(None),
+    }
+}
+
 pub fn create(c: &Connection, stamp: &Stamp, container: Container) -> Outcome<Once<Container>> {
     rows::once(c, stamp, "CreateContainer", || {
         if rows::find_container(c, &stamp.account, &container.name)?.is_some() {

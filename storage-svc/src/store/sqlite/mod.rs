@@ -65,6 +65,10 @@ impl Catalogue for SqliteCatalogue {
         self.database.read(move |c| containers::account(c, &key)).await
     }
 
+    async fn only_account(&self) -> Result<Option<Account>, StorageError> {
+        self.database.read(containers::only_account).await
+    }
+
     async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError> {
         self.database.write(move |c| containers::create(c, &stamp, container)).await
     }
