@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use kiln_auth::SecretKey;
 use kiln_config::ConfigError;
 use serde::{Deserialize, Serialize};
 
@@ -82,17 +83,17 @@ impl Config {
 }
 
 /// What the file, the environment and flags say.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
     /// Address to listen on.
     pub listen: Option<String>,
     /// See [`Config::data_dir`].
     pub data_dir: Option<PathBuf>,
-    /// File with the cluster key in Base64; else `KILN_CLUSTER_KEY`.
-    pub cluster_key_file: Option<PathBuf>,
-    /// AMQP URL of the bus; else events stay in this process.
-    pub bus_url: Option<String>,
+    /// The key all services of the deployment share, in Base64.
+    pub cluster_key: Option<String>,
+    /// RabbitMQ; else events stay in this process.
+    pub amqp_url: Option<String>,
     /// See [`Config::control_endpoint`].
     pub control_endpoint: Option<String>,
     /// See [`Config::work_endpoint`].
@@ -128,16 +129,16 @@ pub struct RawLocal {
 }
 
 /// What only the program around the service needs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ProcessConfig {
     /// The service's own settings.
     pub service: Config,
     /// Address to listen on.
     pub listen: SocketAddr,
-    /// File with the cluster key.
-    pub cluster_key_file: Option<PathBuf>,
-    /// AMQP URL of the bus.
-    pub bus_url: Option<String>,
+    /// Signs the tokens of services and nodes.
+    pub cluster_key: SecretKey,
+    /// RabbitMQ.
+    pub amqp_url: Option<String>,
 }
 
 /// Flags of the command line that override everything else.
@@ -204,7 +205,13 @@ impl RawConfig {
             local,
             data_dir: defaults.data_dir,
         };
-        Ok(ProcessConfig { service, listen, cluster_key_file: self.cluster_key_file, bus_url: self.bus_url })
+        let key = self.cluster_key.unwrap_or_default();
+        let cluster_key = SecretKey::from_base64(&key).map_err(|error| ConfigError::Value {
+            key: "cluster_key",
+            value: "(secret)".to_owned(),
+            why: error.to_string(),
+        })?;
+        Ok(ProcessConfig { service, listen, cluster_key, amqp_url: self.amqp_url })
     }
 }
 
@@ -256,7 +263,8 @@ mod tests {
 
     #[test]
     fn bad_values_name_the_key() {
-        let bad = |raw: RawConfig| raw.validate().unwrap_err().to_string();
+        let bad = |raw: RawConfig| raw.validate().err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(bad(RawConfig::default()).contains("cluster_key"));
         assert!(bad(RawConfig { listen: Some("x".into()), ..RawConfig::default() }).contains("listen"));
         assert!(
             bad(RawConfig { heartbeat_interval_seconds: Some(0), ..RawConfig::default() })
