@@ -85,7 +85,7 @@ impl Run {
         let delete_pool = request.delete_pool;
         let request_id = request.request_id.clone();
         let mut made_pool = false;
-        let outcome = self.steps(request, &progress, &mut made_pool).await;
+        let outcome = Box::pin(self.steps(request, &progress, &mut made_pool)).await;
         if delete_pool && made_pool {
             let message = DeletePoolRequest {
                 request_id: sub_request(&request_id, "delete-pool"),
@@ -111,7 +111,7 @@ impl Run {
         made_pool: &mut bool,
     ) -> Result<RunFinished, Error> {
         *made_pool = self.ensure_pool(&mut request).await?;
-        let ends_itself = self.create_job(&mut request).await?;
+        let ends_itself = Box::pin(self.create_job(&mut request)).await?;
         let tasks = std::mem::take(&mut request.tasks);
         let job_id = request.job_id.clone();
         let added = self.add_tasks(&job_id, tasks, progress).await;

@@ -127,7 +127,7 @@ mod tests {
             "resourceFiles": [{"httpUrl": "a"}, {"httpUrl": "b"}],
         });
         let kept = remainder(&request, &answer);
-        let mut back = answer.clone();
+        let mut back = answer;
         merge(&mut back, &kept);
         assert_eq!(
             back,

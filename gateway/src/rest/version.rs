@@ -8,7 +8,11 @@ pub struct Version(u32);
 
 impl Version {
     /// The version this server writes when nobody asks for another form.
-    pub const LATEST: Self = Self(2025_06_01);
+    pub const LATEST: Self = Self::of(2025, 6, 1);
+
+    const fn of(year: u32, month: u32, day: u32) -> Self {
+        Self(year * 10_000 + month * 100 + day)
+    }
 
     /// Reads `2024-02-01.19.0`; only the date counts.
     ///
@@ -39,37 +43,37 @@ impl Version {
             part.parse().ok().filter(|value| (low..=high).contains(value))
         };
         let (year, month, day) = (number(2016, 2099)?, number(1, 12)?, number(1, 31)?);
-        Some(Self(year * 10_000 + month * 100 + day))
+        Some(Self::of(year, month, day))
     }
 
     /// `runElevated` instead of `userIdentity`.
     pub fn has_run_elevated(self) -> bool {
-        self < Self(2017_01_01)
+        self < Self::of(2017, 1, 1)
     }
 
     /// `targetDedicated`, `resizeError` instead of `targetDedicatedNodes`, ...
     pub fn has_one_target(self) -> bool {
-        self < Self(2017_05_01)
+        self < Self::of(2017, 5, 1)
     }
 
     /// `failureInfo` and `result` of executions; before, `schedulingError`.
     pub fn has_failure_info(self) -> bool {
-        self >= Self(2017_05_01)
+        self >= Self::of(2017, 5, 1)
     }
 
     /// `validationStatus` in task counts.
     pub fn has_validation_status(self) -> bool {
-        self <= Self(2018_03_01)
+        self <= Self::of(2018, 3, 1)
     }
 
     /// `blobSource` instead of `httpUrl`.
     pub fn has_blob_source(self) -> bool {
-        self < Self(2018_12_01)
+        self < Self::of(2018, 12, 1)
     }
 
     /// `maxTasksPerNode` instead of `taskSlotsPerNode`, flat task counts.
     pub fn has_no_slots(self) -> bool {
-        self < Self(2020_09_01)
+        self < Self::of(2020, 9, 1)
     }
 }
 
