@@ -442,8 +442,8 @@ tasks:
         w.yaml:11:16: tasks[0].resources: a url needs the path of the file it becomes
         w.yaml:11:22: tasks[0].resources.url: "ftp://x" is no http or https URL
         w.yaml:12:10: tasks[0].env: has to be a mapping of names to values
-        w.yaml:13:31: tasks[0].outputs[0].to: there is no output "nowhere"; the file has no outputs
-        w.yaml:13:46: tasks[0].outputs[0].when: "sometimes" is none of: success, failure, always
+        w.yaml:13:30: tasks[0].outputs[0].to: there is no output "nowhere"; the file has no outputs
+        w.yaml:13:45: tasks[0].outputs[0].when: "sometimes" is none of: success, failure, always
         "#);
     }
 
@@ -483,7 +483,7 @@ tasks:
         let text = "vars: {a: 1, run: 2, b: null}\ntasks:\n  - {id: x, command: \"echo ${a}\"}\n";
         let found = load_with(text, &[("aa", "1"), ("a", "5")]).unwrap_err().to_string();
         insta::assert_snapshot!(found, @r#"
-        w.yaml:1:1: vars: --set aa: the file has no such variable; did you mean "a"?
+        w.yaml:1:1: vars: --set aa: the file has no such variable; it has: a, run, b
         w.yaml:1:14: vars.run: this name is given by kiln; choose another
         w.yaml:1:22: vars.b: has no default: give it with --set b=...
         "#);
