@@ -20,7 +20,7 @@ use crate::config::NodeAgentConfig;
 use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause};
 use crate::domain::environment::NodeFacts;
 use crate::domain::lease::Lease;
-use crate::domain::ledger::{Key, Ledger};
+use crate::domain::ledger::{Assigned, Key, Ledger};
 use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
 use crate::stage::input::Input;
@@ -251,19 +251,23 @@ impl Agent {
         work(&mut state.ledger, &mut state.lease)
     }
 
-    /// A new attempt has its way to be stopped.
-    pub fn began(&self, key: &Key, slots: i32) -> CancellationToken {
+    /// An assignment has arrived; gives the way to stop its attempt, or `None`
+    /// if the attempt is known already.
+    pub fn assign(&self, key: &Key, slots: i32) -> Option<CancellationToken> {
         let stop = CancellationToken::new();
         {
             let mut state = self.state();
+            let now = Timestamp::now();
+            if state.ledger.assign(key, now) == Assigned::Known {
+                return None;
+            }
             state.stops.insert(key.clone(), (stop.clone(), slots.max(1)));
             state.total_run = state.total_run.saturating_add(1);
-            let start_time = state.ledger.get(key).map(|attempt| timestamp(attempt.start()));
-            remember(&mut state.recent, key, "running", start_time, None);
+            remember(&mut state.recent, key, "running", Some(timestamp(now)), None);
         }
         self.work_due.notify_one();
         self.control_soon.notify_one();
-        stop
+        Some(stop)
     }
 
     /// Something happened to an attempt; does what follows for it. Gives the

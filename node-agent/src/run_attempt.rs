@@ -1,5 +1,7 @@
 //! One attempt of a task from assignment to result.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_proto::job::v1::Assignment;
@@ -19,11 +21,12 @@ use crate::run_process::{self, Place};
 use crate::stage::output::Job;
 use crate::wire;
 
-/// What is left to do after the process was started.
+/// A process that runs, and what is needed after its end.
 struct Started {
     running: Running,
-    place: (std::path::PathBuf, std::path::PathBuf),
-    environment: std::collections::BTreeMap<String, String>,
+    dir: PathBuf,
+    working_dir: PathBuf,
+    environment: BTreeMap<String, String>,
 }
 
 /// Runs the attempt; every step is told to the ledger.
@@ -51,16 +54,12 @@ pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, st
 
 async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &CancellationToken, span: &Span) {
     tracing::debug!("attempt begins");
-    let started = tokio::select! {
-        biased;
-        started = begin(agent, key, assignment, span) => started,
-        () = stop.cancelled() => {
+    let Started { running, dir, working_dir, environment } = match begin(agent, key, assignment, stop, span).await {
+        Ok(Some(started)) => started,
+        Ok(None) => {
             agent.apply(key, Event::Interrupted);
             return;
         }
-    };
-    let Started { running, place: (dir, working_dir), environment } = match started {
-        Ok(started) => started,
         Err(failure) => {
             span.record("failure", failure.code);
             tracing::debug!(%failure, "the attempt cannot be started");
@@ -100,8 +99,15 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     agent.apply(key, event);
 }
 
-/// Directory, resource files, process.
-async fn begin(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, span: &Span) -> Result<Started, Failure> {
+/// Directory, resource files, process; `None` if a stop came first. Only the transfer of
+/// files is broken off: a process that is just being started must not be lost.
+async fn begin(
+    agent: &Arc<Agent>,
+    key: &Key,
+    assignment: &Assignment,
+    stop: &CancellationToken,
+    span: &Span,
+) -> Result<Option<Started>, Failure> {
     let spec = assignment.spec.as_ref().ok_or_else(|| Failure::server("Unknown", "the assignment has no task"))?;
     // Better a clear failure than a task that runs without what it needs.
     if spec.container_settings.is_some() {
@@ -113,11 +119,16 @@ async fn begin(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, span: &Sp
     }
     let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir).await?;
-    agent
+    let registration = agent.registration();
+    let fetch = agent
         .input
-        .fetch_all(&spec.resource_files, &working_dir, &agent.registration().blob_endpoint)
-        .instrument(tracing::info_span!("task.stage_in", files = spec.resource_files.len()))
-        .await?;
+        .fetch_all(&spec.resource_files, &working_dir, &registration.blob_endpoint)
+        .instrument(tracing::info_span!("task.stage_in", files = spec.resource_files.len()));
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return Ok(None),
+        fetched = fetch => fetched?,
+    }
     let marker = format!("{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt);
     let task = TaskFacts { job_id: key.job.to_string(), task_id: key.task.to_string(), attempt: key.attempt };
     // Without an exporter there is no span of ours: the caller's goes on.
@@ -141,7 +152,7 @@ async fn begin(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, span: &Sp
         output,
     };
     let running = run_process::start(&agent.supervisor, launch, marker).await?;
-    Ok(Started { running, place: (dir, working_dir), environment })
+    Ok(Some(Started { running, dir, working_dir, environment }))
 }
 
 fn queue_wait_ms(assignment: &Assignment) -> u64 {

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::agent::{Agent, Outcome};
 use crate::clock;
 use crate::domain::attempt::{Event, StopCause};
-use crate::domain::ledger::{Assigned, Key};
+use crate::domain::ledger::Key;
 use crate::retention;
 use crate::run_attempt::run_attempt;
 use crate::stage::transfer::jittered;
@@ -93,12 +93,14 @@ async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Res
         status_sent: version,
         barriers: VecDeque::new(),
         barrier_due: false,
+        lease_due: false,
     };
     loop {
         let next_request =
             agent.with_work(|_, lease| lease.next_request(clock::since_boot())).saturating_sub(clock::since_boot());
         let (version, _) = agent.status();
         let due = version != session.status_sent
+            || session.lease_due
             || session.barrier_due
             || agent.with_work(|ledger, _| ledger.has_reports());
         tokio::select! {
@@ -113,12 +115,7 @@ async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Res
                     return Ok(Some(endpoint));
                 }
             }
-            () = tokio::time::sleep(next_request) => {
-                let sequence = agent.with_work(|_, lease| lease.request(clock::since_boot()));
-                if sender.send(up(Up::LeaseRequest(LeaseRequest { sequence }))).await.is_err() {
-                    return Ok(None);
-                }
-            }
+            () = tokio::time::sleep(next_request), if !session.lease_due => session.lease_due = true,
             permit = sender.reserve(), if due => {
                 let Ok(permit) = permit else { return Ok(None) };
                 match session.next(agent) {
@@ -167,6 +164,8 @@ struct Session {
     barriers: VecDeque<(u64, u64)>,
     /// A status was sent; its barrier comes next.
     barrier_due: bool,
+    /// A third of the lease is over.
+    lease_due: bool,
 }
 
 impl Session {
@@ -178,10 +177,12 @@ impl Session {
             self.barrier_due = true;
             return Some(Up::Status(status));
         }
-        if self.barrier_due {
-            self.barrier_due = false;
+        if self.barrier_due || self.lease_due {
             let sequence = agent.with_work(|_, lease| lease.request(clock::since_boot()));
-            self.barriers.push_back((sequence, version));
+            if self.barrier_due {
+                self.barriers.push_back((sequence, version));
+            }
+            (self.barrier_due, self.lease_due) = (false, false);
             return Some(Up::LeaseRequest(LeaseRequest { sequence }));
         }
         let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
@@ -250,11 +251,8 @@ fn keys(keys: &[AttemptKey]) -> Vec<Key> {
 
 fn assign(agent: &Arc<Agent>, assignment: Assignment) {
     let Some(key) = assignment.key.as_ref().and_then(|key| keys(std::slice::from_ref(key)).pop()) else { return };
-    if agent.with_work(|ledger, _| ledger.assign(&key, Timestamp::now())) == Assigned::Known {
-        return;
-    }
     let slots = assignment.spec.as_ref().map_or(1, |spec| spec.required_slots);
-    let stop = agent.began(&key, slots);
+    let Some(stop) = agent.assign(&key, slots) else { return };
     kiln_telemetry::spawn(run_attempt(agent.clone(), key, assignment, stop));
 }
 
@@ -267,8 +265,7 @@ fn stop_attempt(agent: &Arc<Agent>, key: &Key) {
     }
 }
 
-/// The last results, the goodbye, and a moment for acknowledgements. Attempts
-/// that the agent itself has stopped are not reported: the goodbye says it.
+/// The last results, the goodbye, and a moment for acknowledgements.
 async fn farewell(
     agent: &Agent,
     sender: &mpsc::Sender<WorkUp>,

@@ -1,0 +1,10 @@
+//! The whole agent against a pool-svc, a job-svc and a blob server of the
+//! test: the agent's side of each contract, with real processes.
+
+mod blob;
+mod death;
+mod files;
+mod service;
+mod start_task;
+mod streams;
+mod tasks;
