@@ -117,7 +117,13 @@ pub async fn relay(database: Database, bus: Arc<dyn Bus>, lag: IntGauge, shutdow
         // Created before looking: it also completes for a commit that happens
         // while we look, so none is missed.
         let committed = database.committed();
-        match publish_some(&database, &*bus, &lag).await {
+        // Publishing waits until the message is safe with its consumers, who may
+        // have stopped already; rows that were not deleted are published again.
+        let published = tokio::select! {
+            published = publish_some(&database, &*bus, &lag) => published,
+            () = shutdown.cancelled() => return,
+        };
+        match published {
             Ok(0) => {
                 wait = RETRY.0;
                 tokio::select! {
