@@ -1,14 +1,38 @@
-//! Event log, timelines and watches.
+//! monitor-svc: what happened, in order, and what it adds up to.
+//!
+//! Every event of the deployment comes over the bus into one log; readers page
+//! through it, watch it, or ask for what follows from it. The service owns
+//! nothing but history: losing its store loses no work.
+//!
+//! - [`ingest`]: bus to log, acknowledged after the commit, repetitions dropped;
+//! - [`store`]: the log and the counters over time; one writer gives positions
+//!   in the order of commits, so a reader never meets a hole that fills later;
+//! - [`domain`]: counters and timelines, pure;
+//! - [`hub`], [`watch`], [`cursor`]: streams that resume without hole or double;
+//! - [`api`]: the RPCs; every one is limited to the caller's account;
+//! - [`upkeep`]: retention, and the search for events that are missing.
 
+pub mod api;
 pub mod config;
+pub mod cursor;
+pub mod domain;
+pub mod hub;
+pub mod ingest;
+pub mod metrics;
+pub mod store;
+pub mod upkeep;
+pub mod watch;
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use kiln_bus::Bus;
+use kiln_proto::monitor::v1::monitor_service_server::MonitorServiceServer;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, ProcessConfig, RawConfig};
 
 /// What the service needs from outside.
 #[derive(Debug, Clone)]
@@ -24,14 +48,57 @@ pub struct Deps {
 /// # Errors
 /// If the store cannot be opened or the listener fails for good.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
-    tokio::fs::create_dir_all(&config.data_dir).await?;
+    tokio::fs::create_dir_all(&config.data_dir).await.context(format!("data_dir {:?}", config.data_dir))?;
+    let file = config.data_dir.join("monitor-svc.db");
+    let store: Arc<dyn store::Store> =
+        Arc::new(store::sqlite::SqliteStore::open(&file).await.context(format!("store {file:?}"))?);
+    let registry = prometheus::Registry::new();
+    let metrics = metrics::Metrics::new(&registry)?;
+    metrics.log_events.set(store.log().await?.events);
+    let hub = hub::Hub::default();
+    // Loops end with this function, also when the listener fails.
+    let stop = shutdown.child_token();
+    let _stops = stop.clone().drop_guard();
+
     let server = kiln_grpc::Server {
         name: "monitor-svc",
         cluster_key: deps.cluster_key,
-        metrics: prometheus::Registry::new(),
+        metrics: registry,
         readiness: kiln_grpc::Readiness::default(),
     };
-    server.readiness.set(true);
-    server.serve(listener, tonic::service::Routes::default(), shutdown).await?;
+    let ingest = ingest::Ingest {
+        bus: deps.bus,
+        store: store.clone(),
+        hub: hub.clone(),
+        metrics: metrics.clone(),
+        prefetch: config.prefetch,
+    };
+    let upkeep = upkeep::Upkeep { store: store.clone(), retention: config.retention, metrics: metrics.clone() };
+    let api = api::Api {
+        store,
+        hub,
+        metrics,
+        watchers: Arc::new(Semaphore::new(config.max_watchers)),
+        keep_alive: config.keep_alive,
+        shutdown: stop.clone(),
+    };
+    let readiness = server.readiness.clone();
+    let ingesting = kiln_telemetry::spawn({
+        let stop = stop.clone();
+        async move {
+            if let Some(subscription) = ingest.subscribe(&stop).await {
+                // Only now is everything that is published kept for us.
+                readiness.set(true);
+                ingest.run(subscription, stop).await;
+                readiness.set(false);
+            }
+        }
+    });
+    let tidying = kiln_telemetry::spawn(upkeep.run(stop.clone()));
+    let routes = tonic::service::Routes::new(MonitorServiceServer::new(api));
+    server.serve(listener, routes, shutdown).await?;
+    stop.cancel();
+    ingesting.await?;
+    tidying.await?;
     Ok(())
 }

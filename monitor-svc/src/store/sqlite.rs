@@ -1,0 +1,212 @@
+//! [`Store`] in one SQLite file.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use async_trait::async_trait;
+use kiln_store::rusqlite::{Connection, OptionalExtension, Row, params};
+use kiln_store::{Database, Durability, Migration, StoreError};
+
+use super::{Appended, Filter, Gap, Keep, Listed, LogState, Pruned, Store, TaskEvents, retention};
+use crate::domain::counts::{Changes, Counters, Span, WIDTHS};
+use crate::domain::fact::{Fact, Logged};
+
+const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: include_str!("schema.sql") }];
+
+/// A prefix with at most this many events is read by subject and sorted; one
+/// with more is common enough to be found by reading the log.
+const FEW: i64 = 5_000;
+/// Events of the log that one page of a list looks at.
+const LIST_SCAN: i64 = 20_000;
+/// Events one page of timelines reads, and those of one task that it keeps.
+const TASK_SCAN: usize = 50_000;
+const TASK_EVENTS: usize = 2_000;
+/// Sorts behind everything that begins with the text before it.
+const LAST: char = '\u{10FFFF}';
+
+/// The event log in a file.
+#[derive(Debug, Clone)]
+pub struct SqliteStore {
+    database: Database,
+}
+
+impl SqliteStore {
+    /// Opens or makes the file. What was acknowledged to the bus exists nowhere
+    /// else any more, so commits survive power loss.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the file cannot be used.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { database: Database::open(path, Durability::PowerLoss, MIGRATIONS).await? })
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn append(&self, facts: Vec<Fact>, now_micros: i64) -> Result<Appended, StoreError> {
+        self.database.write(move |connection| append(connection, facts, now_micros)).await
+    }
+
+    async fn log(&self) -> Result<LogState, StoreError> {
+        self.database
+            .read(|connection| {
+                let (id, events, floor) =
+                    connection.prepare_cached("SELECT id, events, floor FROM log")?.query_row([], |row| {
+                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                    })?;
+                let last = connection
+                    .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
+                    .query_row([], |row| row.get(0))
+                    .optional()?
+                    .unwrap_or(0);
+                Ok(LogState { id, events, floor, last })
+            })
+            .await
+    }
+
+    async fn topic(&self, account: &str, topic: &str, after: i64, limit: u32) -> Result<Vec<Logged>, StoreError> {
+        let (account, topic) = (account.to_owned(), topic.to_owned());
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT position, sequence, subject, type, event FROM events
+                     WHERE account = ?1 AND topic = ?2 AND position > ?3 ORDER BY position LIMIT ?4",
+                )?;
+                collect(statement.query_map(params![account, topic, after, limit], logged)?)
+            })
+            .await
+    }
+
+    async /// Two ways to find what a list asks for: a rare prefix through the index of
+/// subjects, everything else in a stretch of the log. Both are bounded.
+fn list(
+    connection: &Connection,
+    account: &str,
+    filter: &Filter,
+    after: i64,
+    limit: u32,
+) -> Result<Listed, StoreError> {
+    let subjects = (filter.subject_prefix.clone(), format!("{}{LAST}", filter.subject_prefix));
+    let types = (filter.type_prefix.clone(), format!("{}{LAST}", filter.type_prefix));
+    if !filter.subject_prefix.is_empty() {
+        let found: i64 = connection
+            .prepare_cached(
+                "SELECT count(*) FROM
+                 (SELECT 1 FROM events WHERE account = ?1 AND subject >= ?2 AND subject < ?3 LIMIT ?4)",
+            )?
+            .query_row(params![account, subjects.0, subjects.1, FEW + 1], |row| row.get(0))?;
+        if found <= FEW {
+            let mut statement = connection.prepare_cached(
+                "SELECT position, sequence, subject, type, event FROM events INDEXED BY events_subject
+                 WHERE account = ?1 AND subject >= ?2 AND subject < ?3 AND type >= ?4 AND type < ?5
+                 AND position > ?6 ORDER BY position LIMIT ?7",
+            )?;
+            let (from, to) = (&subjects.0, &subjects.1);
+            let rows = params![account, from, to, types.0, types.1, after, i64::from(limit) + 1];
+            return Ok(page(collect(statement.query_map(rows, logged)?)?, limit, None));
+        }
+    }
+    let (floor, last): (i64, i64) = connection
+        .prepare_cached("SELECT floor, coalesce((SELECT max(position) FROM events), 0) FROM log")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let after = after.max(floor);
+    let end = after.saturating_add(LIST_SCAN);
+    let mut statement = connection.prepare_cached(
+        "SELECT position, sequence, subject, type, event FROM events NOT INDEXED
+         WHERE position > ?1 AND position <= ?2 AND account = ?3
+         AND subject >= ?4 AND subject < ?5 AND type >= ?6 AND type < ?7 ORDER BY position LIMIT ?8",
+    )?;
+    let (from, to) = (&subjects.0, &subjects.1);
+    let rows = params![after, end, account, from, to, types.0, types.1, i64::from(limit) + 1];
+    Ok(page(collect(statement.query_map(rows, logged)?)?, limit, (end < last).then_some(end)))
+}
+
+/// `events` may have one more than `limit`: then there is a next page.
+fn page(mut events: Vec<Logged>, limit: u32, next: Option<i64>) -> Listed {
+    if events.len() <= limit as usize {
+        return Listed { events, next };
+    }
+    events.truncate(limit as usize);
+    let next = events.last().map(|event| event.position);
+    Listed { events, next }
+}
+
+fn tasks(
+    connection: &Connection,
+    account: &str,
+    prefix: &str,
+    after_task: Option<String>,
+    limit: u32,
+) -> Result<TaskEvents, StoreError> {
+    let after = format!("{prefix}{}", after_task.unwrap_or_default());
+    let end = format!("{prefix}{LAST}");
+    let mut statement = connection.prepare_cached(
+        "SELECT position, sequence, subject, type, event FROM events
+         WHERE account = ?1 AND subject > ?2 AND subject < ?3 ORDER BY subject, position",
+    )?;
+    let mut rows = statement.query(params![account, after, end])?;
+    let mut found = TaskEvents::default();
+    let mut read = 0;
+    while let Some(row) = rows.next()? {
+        let event = logged(row)?;
+        let key = event.subject.strip_prefix(prefix).unwrap_or_default();
+        match found.tasks.last_mut() {
+            Some((task, events)) if task == key => {
+                // The first event and the newest ones tell the story.
+                if events.len() >= TASK_EVENTS {
+                    events.remove(1);
+                }
+                events.push(event);
+            }
+            _ => {
+                if found.tasks.len() >= limit as usize || read >= TASK_SCAN {
+                    found.more = true;
+                    break;
+                }
+                found.tasks.push((key.to_owned(), vec![event]));
+            }
+        }
+        read += 1;
+    }
+    Ok(found)
+}
+
+/// Sums all changes in `[from, to)`, whole hours by hours.
+fn sum(connection: &Connection, account: &str, scope: &str, from: i64, to: i64) -> Result<Counters, StoreError> {
+    let [second, _, hour] = WIDTHS;
+    let hours = (from.div_euclid(hour) + i64::from(from.rem_euclid(hour) > 0), to.div_euclid(hour));
+    let ranges = if hours.0 < hours.1 {
+        vec![(second, from, hours.0 * hour), (hour, hours.0, hours.1), (second, hours.1 * hour, to)]
+    } else {
+        vec![(second, from, to)]
+    };
+    let mut counters = Counters::new();
+    let mut statement = connection.prepare_cached(
+        "SELECT counter, sum(delta) FROM counters
+         WHERE account = ?1 AND scope = ?2 AND width = ?3 AND bucket >= ?4 AND bucket < ?5 GROUP BY counter",
+    )?;
+    for (width, from, to) in ranges {
+        let rows = statement.query_map(params![account, scope, width, from, to], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?))
+        })?;
+        for row in rows {
+            let (counter, delta) = row?;
+            *counters.entry(counter).or_default() += delta;
+        }
+    }
+    Ok(counters)
+}
+
+fn logged(row: &Row<'_>) -> Result<Logged, kiln_store::rusqlite::Error> {
+    Ok(Logged {
+        position: row.get(0)?,
+        sequence: row.get(1)?,
+        subject: row.get(2)?,
+        event_type: row.get(3)?,
+        bytes: row.get(4)?,
+    })
+}
+
+fn collect<T>(rows: impl Iterator<Item = Result<T, kiln_store::rusqlite::Error>>) -> Result<Vec<T>, StoreError> {
+    Ok(rows.collect::<Result<_, _>>()?)
+}
