@@ -9,6 +9,7 @@ use gateway::config::{Config, Flags};
 use kiln_auth::SecretKey;
 use kiln_telemetry::{LogFormat, Options};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// One front door: gRPC and Azure Batch REST.
@@ -44,10 +45,13 @@ fn main() -> anyhow::Result<()> {
         })?;
         let shutdown = CancellationToken::new();
         let stop = shutdown.clone();
+        let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
         kiln_telemetry::spawn(async move {
-            if tokio::signal::ctrl_c().await.is_ok() {
-                stop.cancel();
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
             }
+            stop.cancel();
         });
         let listener = TcpListener::bind(&listen).await.with_context(|| format!("listen = {listen:?}"))?;
         let outcome = gateway::run(config, gateway::Deps { cluster_key }, listener, shutdown).await;

@@ -1,6 +1,6 @@
 //! The caller's account, and setting accounts up.
 
-use kiln_error::{Error, Kind};
+use kiln_error::Error;
 use kiln_grpc::Caller;
 use kiln_proto::gateway::v1::account_service_server::AccountService;
 use kiln_proto::gateway::v1::gateway_admin_service_server::GatewayAdminService;
@@ -13,10 +13,7 @@ use crate::domain::Account;
 #[tonic::async_trait]
 impl AccountService for Services {
     async fn get_account(&self, request: Request<GetAccountRequest>) -> Result<Response<GetAccountResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let account = self.accounts.get(caller.service_account()?).await?;
-        let account = account
-            .ok_or_else(|| Error::new(Kind::NotFound, "ResourceNotFound", "the account does not exist any more"))?;
+        let account = self.account(&request).await?;
         Ok(Response::new(GetAccountResponse {
             account: account.name.as_str().to_owned(),
             storage_account: account.storage_account.clone(),

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use kiln_error::{Error, Kind};
-use kiln_grpc::{Caller, ServiceChannel, with_account};
+use kiln_grpc::{ServiceChannel, with_account};
 use kiln_proto::gateway::v1::run_response::Progress;
 use kiln_proto::gateway::v1::workflow_service_server::WorkflowService;
 use kiln_proto::gateway::v1::{PoolReady, RunFinished, RunRequest, RunResponse, TasksAdded};
@@ -51,7 +51,7 @@ impl WorkflowService for Services {
     type RunStream = ReceiverStream<Result<RunResponse, Status>>;
 
     async fn run(&self, request: Request<RunRequest>) -> Result<Response<Self::RunStream>, Status> {
-        let account = Caller::of(&request)?.service_account()?.to_owned();
+        let account = self.account(&request).await?;
         let message = request.into_inner();
         for (field, value) in [("pool_id", &message.pool_id), ("job_id", &message.job_id)] {
             if value.is_empty() {
@@ -59,10 +59,12 @@ impl WorkflowService for Services {
             }
         }
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let run = Run { services: self.clone(), account, begun: Instant::now() };
+        let place = self.runs.enter(&account)?;
+        let run = Run { services: self.clone(), account: account.name.as_str().to_owned(), begun: Instant::now() };
         kiln_telemetry::spawn(async move {
             // Nobody waits for this task: the gateway's end ends it, and a
             // repeated call goes on.
+            let _place = place;
             let shutdown = run.services.shutdown.clone();
             tokio::select! {
                 () = Box::pin(run.work(message, sender)) => {}

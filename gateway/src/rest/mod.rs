@@ -65,6 +65,10 @@ pub const MAX_BODY: usize = 1_048_576;
 /// What is read and dropped of a body that is not wanted, so that a client that
 /// still sends sees the answer and not a broken connection.
 const MAX_DRAIN: usize = 64 * 1_048_576;
+/// How long a wanted body may take...
+const BODY_TIME: Duration = Duration::from_secs(60);
+/// ...and the services behind, until the head of the answer.
+const ANSWER_TIME: Duration = Duration::from_secs(60);
 /// How long a body that is not wanted may take.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 
@@ -145,7 +149,10 @@ impl Rest {
                 return Err(error);
             }
         };
-        let body = read_body(body, parts).await?;
+        let late = |what: &str| Error::new(Kind::DeadlineExceeded, "OperationTimedOut", what);
+        let body = tokio::time::timeout(BODY_TIME, read_body(body, parts))
+            .await
+            .map_err(|_| late("the body took too long to arrive"))??;
         let call = Call {
             backends: self.inner.backends.clone(),
             account,
@@ -160,7 +167,9 @@ impl Rest {
             headers: parts.headers.clone(),
             body,
         };
-        Box::pin(dispatch(operation, &call)).await
+        tokio::time::timeout(ANSWER_TIME, Box::pin(dispatch(operation, &call)))
+            .await
+            .map_err(|_| late("the service did not answer in time; it may or may not have happened"))?
     }
 }
 

@@ -264,4 +264,12 @@ mod tests {
             }
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_path_is_too_strange(path in "(/[a-z%0-9\\PC]{0,12}){0,6}", tail in ".*") {
+            let _ = route("GET", &path);
+            let _ = route("GET", &tail);
+        }
+    }
 }

@@ -431,4 +431,51 @@ mod tests {
         assert_eq!(answer["runElevated"], true);
         assert_eq!(back(&body, "2025-06-01")["userIdentity"]["autoUser"]["elevationLevel"], "admin");
     }
+
+    /// Whatever stands in a body, reading it gives a task or an error.
+    fn anything() -> impl proptest::strategy::Strategy<Value = Value> {
+        use proptest::prelude::*;
+        const NAMES: [&str; 16] = [
+            "id",
+            "commandLine",
+            "resourceFiles",
+            "httpUrl",
+            "outputFiles",
+            "destination",
+            "container",
+            "constraints",
+            "maxWallClockTime",
+            "retentionTime",
+            "maxTaskRetryCount",
+            "exitConditions",
+            "exitCodes",
+            "dependsOn",
+            "userIdentity",
+            "registry",
+        ];
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "P?[0-9YMDTHS.]{0,8}|.{0,6}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::vec((prop::sample::select(&NAMES[..]), inner), 0..6)
+                    .prop_map(|pairs| pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_body_is_too_strange(body in anything()) {
+            if let Ok(spec) = read_new(&body) {
+                let task = Task { spec: Some(spec), ..Task::default() };
+                write(&task, view("2016-07-01.3.1"));
+            }
+        }
+    }
 }
