@@ -19,6 +19,9 @@ use crate::domain::shared_key;
 /// Version the service speaks; requests with newer dates are taken as this.
 pub const NEWEST_VERSION: &str = "2026-10-06";
 
+/// Names and values of all headers: metadata needs 8 KiB of it.
+const MAX_HEADERS: usize = 64 * 1024;
+
 /// One request.
 #[derive(Debug)]
 pub struct Call {
@@ -121,6 +124,10 @@ impl DataPlane {
         headers: HeaderMap,
         peer: IpAddr,
     ) -> Result<Call, StorageError> {
+        let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if size > MAX_HEADERS {
+            return Err(StorageError::RequestHeadersTooLarge(MAX_HEADERS));
+        }
         let query = Query::parse(uri.query().unwrap_or_default())?;
         if let Some(version) = headers.get("x-ms-version")
             && !version.to_str().is_ok_and(is_version)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::{Body as HttpBody, BodyDataStream};
+use axum::body::{Body as RequestBody, BodyDataStream, HttpBody};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -21,12 +21,15 @@ pub struct Input {
     stream: BodyDataStream,
     idle: Duration,
     ended: bool,
+    /// More than is worth reading for nothing.
+    large: bool,
 }
 
 impl Input {
     /// A sender may be silent for `idle`.
-    pub fn new(body: HttpBody, idle: Duration) -> Self {
-        Self { stream: body.into_data_stream(), idle, ended: false }
+    pub fn new(body: RequestBody, idle: Duration) -> Self {
+        let large = body.size_hint().lower() > DRAIN_BYTES as u64;
+        Self { stream: body.into_data_stream(), idle, ended: false, large }
     }
 
     /// The bytes as they come.
@@ -52,6 +55,9 @@ impl Input {
 
     /// Reads and forgets what is left, within bounds.
     pub async fn drain(&mut self) {
+        if self.large {
+            return;
+        }
         let read = async {
             let mut left = DRAIN_BYTES;
             while let Ok(Some(piece)) = self.next().await {

@@ -66,6 +66,8 @@ pub enum StorageError {
     MissingRequiredQueryParameter(&'static str),
     #[error("The value for one of the HTTP headers is not in the correct format: {name}.")]
     InvalidHeaderValue { name: &'static str, value: String },
+    #[error("The headers of the request are larger than {0} bytes.")]
+    RequestHeadersTooLarge(usize),
     #[error("The request uses a header this server does not support: {0}.")]
     UnsupportedHeader(&'static str),
     #[error("A query parameter specified in the request URI is outside the permissible range: {name}.")]
@@ -156,6 +158,7 @@ impl StorageError {
             E::MissingRequiredHeader(_) => ("MissingRequiredHeader", 400, K::InvalidArgument),
             E::MissingRequiredQueryParameter(_) => ("MissingRequiredQueryParameter", 400, K::InvalidArgument),
             E::InvalidHeaderValue { .. } => ("InvalidHeaderValue", 400, K::InvalidArgument),
+            E::RequestHeadersTooLarge(_) => ("RequestHeadersTooLarge", 431, K::TooLarge),
             E::UnsupportedHeader(_) => ("UnsupportedHeader", 400, K::InvalidArgument),
             E::OutOfRangeQueryParameterValue { .. } => ("OutOfRangeQueryParameterValue", 400, K::InvalidArgument),
             E::InvalidQueryParameterValue { .. } => ("InvalidQueryParameterValue", 400, K::InvalidArgument),
