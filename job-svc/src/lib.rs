@@ -1,17 +1,52 @@
-//! Jobs, tasks and the scheduler.
+//! Jobs, tasks and the scheduler that places tasks on nodes.
+//!
+//! - [`api`]: gRPC for clients (through the gateway) and for agents;
+//! - [`domain`]: the rules, free of I/O;
+//! - [`scheduler`]: one actor a pool around a pure core;
+//! - [`store`]: what is kept;
+//! - [`config`], [`metrics`].
+//!
+//! The life of a task: [`api`] checks it and writes its row together with the
+//! job's counts and the event (one transaction of many callers), then tells the
+//! actor of the pool. The core picks a node; the assignment is committed, then
+//! sent. The agent's reports come in on the same stream, are committed, and only
+//! then acknowledged. See [`scheduler::core`] for the promises this keeps.
 
+pub mod api;
 pub mod config;
 pub mod domain;
+pub mod metrics;
+pub mod scheduler;
 pub mod store;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use anyhow::Context as _;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
+use kiln_proto::job::v1::job_service_server::JobServiceServer;
+use kiln_proto::job::v1::work_service_server::WorkServiceServer;
+use kiln_store::outbox;
+use kiln_time::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::api::Api;
+use crate::api::work::Work;
+use crate::scheduler::actor::Context;
+use crate::scheduler::core::Settings;
+use crate::scheduler::registry::Registry;
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
 
 pub use config::Config;
+
+/// Messages from clients and agents may have this many bytes.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+/// Old answers to requests are forgotten this often.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// What the service is given by whoever starts it.
 #[derive(Debug, Clone)]
@@ -32,16 +67,94 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    let metrics = metrics::Metrics::new()?;
+    let store = open_store(&config).await?;
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    let context = Context {
+        store: shared.clone(),
+        settings: Settings { patience: config.lease + config.lease_margin, linger: config.transition_linger },
+        lease: config.lease,
+        cache_bytes: config.spec_cache_bytes,
+        metrics: metrics.clone(),
+    };
+    let registry = Arc::new(Registry::new(context, shutdown.clone()));
     let readiness = kiln_grpc::Readiness::default();
-    tracing::info!(data = %config.data_dir.display(), "job-svc starts");
-    readiness.set(true);
-    kiln_grpc::Server {
+    let relay = kiln_telemetry::spawn(outbox::relay(
+        store.database().clone(),
+        deps.bus.clone(),
+        metrics.outbox.clone(),
+        shutdown.clone(),
+    ));
+    let forgetting = kiln_telemetry::spawn(forget_loop(shared.clone(), shutdown.clone()));
+    let recovery = kiln_telemetry::spawn(recover(registry.clone(), readiness.clone(), shutdown.clone()));
+    let server = kiln_grpc::Server {
         name: "job-svc",
         cluster_key: deps.cluster_key,
-        metrics: kiln_telemetry::prometheus::Registry::new(),
-        readiness,
+        metrics: metrics.registry.clone(),
+        readiness: readiness.clone(),
+    };
+    let served = server.serve(listener, routes(shared, registry, &shutdown), shutdown.clone()).await;
+    readiness.set(false);
+    // Also when the listener failed: nothing may go on without the service.
+    shutdown.cancel();
+    for work in [relay, forgetting, recovery] {
+        if let Err(error) = work.await {
+            tracing::error!(%error, "a loop of job-svc ended unexpectedly");
+        }
     }
-    .serve(listener, tonic::service::Routes::default(), shutdown)
-    .await?;
-    Ok(())
+    Ok(served?)
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
+    tokio::fs::create_dir_all(&config.data_dir)
+        .await
+        .with_context(|| format!("data directory {}", config.data_dir.display()))?;
+    let path = config.data_dir.join("job-svc.db");
+    SqliteStore::open(&path).await.with_context(|| format!("database {}", path.display()))
+}
+
+fn routes(store: Arc<dyn Store>, registry: Arc<Registry>, shutdown: &CancellationToken) -> Routes {
+    let api = JobServiceServer::new(Api { store, registry: registry.clone() })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE * 4);
+    let work = WorkServiceServer::new(Work { registry, shutdown: shutdown.clone() })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE * 4);
+    Routes::new(api).add_service(work)
+}
+
+/// Loads all pools, then says that the service is ready.
+async fn recover(registry: Arc<Registry>, readiness: kiln_grpc::Readiness, shutdown: CancellationToken) {
+    loop {
+        let error = tokio::select! {
+            outcome = registry.recover() => match outcome {
+                Ok(pools) => {
+                    tracing::info!(pools, "job-svc is ready");
+                    readiness.set(true);
+                    return;
+                }
+                Err(error) => error,
+            },
+            () = shutdown.cancelled() => return,
+        };
+        tracing::error!(%error, "the pools could not be read; trying again");
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+async fn forget_loop(store: Arc<dyn Store>, shutdown: CancellationToken) {
+    loop {
+        match store.forget(Timestamp::now()).await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "old answers to requests were forgotten"),
+            Err(error) => tracing::warn!(%error, "old answers to requests could not be forgotten"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FORGET) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
 }

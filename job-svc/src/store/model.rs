@@ -281,6 +281,8 @@ pub struct Commit {
     pub answers: Vec<NewAnswer>,
     /// Now.
     pub now: Timestamp,
+    /// Counts the commits of one scheduler.
+    pub number: u64,
 }
 
 /// A job of [`Commit::jobs`] after the commit.

@@ -115,9 +115,13 @@ fn write(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, Commit
         fates.push(super::jobs::system_change(connection, job, commit.now)?);
     }
     for answer in &commit.answers {
+        let account = commit.account.key();
+        if requests::lookup(connection, &account, answer.request.method, &answer.request.id)?.is_some() {
+            continue;
+        }
         requests::record(
             connection,
-            &commit.account.key(),
+            &account,
             answer.request.method,
             &answer.request.id,
             &answer.answer,

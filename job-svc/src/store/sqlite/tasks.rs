@@ -162,7 +162,8 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
         outbox::append(connection, SERVICE, announced)?;
     }
     let added = Added { job: unsigned(job), pool, results };
-    if !add.request.id.is_empty() {
+    // A call that added nothing changed nothing: it is judged anew.
+    if next != first {
         remember(connection, &add.account, &add.request, &(add.encode)(&added), add.now)?;
     }
     Ok(Answered::New(added))

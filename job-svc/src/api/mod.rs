@@ -1,0 +1,111 @@
+//! Between the wire and the rest: handlers check, call, convert.
+//!
+//! - [`jobs`], [`tasks`]: the two halves of `JobService`;
+//! - [`work`]: the work stream of the agents;
+//! - [`convert`]: records to messages; [`lists`]: filters and pages.
+
+pub mod convert;
+mod jobs;
+mod lists;
+mod tasks;
+pub mod work;
+
+use std::sync::Arc;
+
+use futures::Stream;
+use futures::stream::BoxStream;
+use kiln_grpc::Caller;
+use kiln_ids::{AccountName, JobId, TaskId};
+use kiln_proto::job::v1 as wire;
+use kiln_proto::job::v1::job_service_server::JobService;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::domain::Error;
+use crate::scheduler::registry::Registry;
+use crate::store::Store;
+
+/// `JobService`.
+#[derive(Debug, Clone)]
+pub struct Api {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The schedulers.
+    pub registry: Arc<Registry>,
+}
+
+/// What a handler refuses with.
+type Answer<T> = Result<T, kiln_error::Error>;
+
+fn account_of<T>(request: &Request<T>) -> Answer<AccountName> {
+    let caller = Caller::of(request)?;
+    let account = caller.service_account()?;
+    Ok(AccountName::parse(account).map_err(|why| Error::bad_id("account", account, &why))?)
+}
+
+/// An id of something that is looked up: a text that is no id names nothing.
+fn job_id(text: &str) -> Result<JobId, Error> {
+    if text.is_empty() {
+        return Err(Error::Missing("jobId".to_owned()));
+    }
+    JobId::parse(text).map_err(|_| Error::JobNotFound(text.to_owned()))
+}
+
+fn task_id(job: &JobId, text: &str) -> Result<TaskId, Error> {
+    if text.is_empty() {
+        return Err(Error::Missing("taskId".to_owned()));
+    }
+    TaskId::parse(text).map_err(|_| Error::TaskNotFound { job: job.as_str().to_owned(), task: text.to_owned() })
+}
+
+macro_rules! rpcs {
+    ($($name:ident: $request:ident -> $response:ident;)*) => {
+        #[tonic::async_trait]
+        impl JobService for Api {
+            $(async fn $name(
+                &self,
+                request: Request<wire::$request>,
+            ) -> Result<Response<wire::$response>, Status> {
+                let account = account_of(&request)?;
+                let answer = self.$name(account, request.into_inner()).await.map_err(Status::from)?;
+                Ok(Response::new(answer))
+            })*
+
+            type AddTasksStream = BoxStream<'static, Result<wire::AddTasksResponse, Status>>;
+
+            async fn add_tasks(
+                &self,
+                request: Request<Streaming<wire::AddTasksRequest>>,
+            ) -> Result<Response<Self::AddTasksStream>, Status> {
+                let account = account_of(&request)?;
+                let answers = self.clone().stream_tasks(account, request.into_inner());
+                Ok(Response::new(boxed(answers)))
+            }
+        }
+    };
+}
+
+fn boxed<T>(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> BoxStream<'static, Result<T, Status>> {
+    Box::pin(stream)
+}
+
+rpcs! {
+    create_job: CreateJobRequest -> CreateJobResponse;
+    get_job: GetJobRequest -> GetJobResponse;
+    list_jobs: ListJobsRequest -> ListJobsResponse;
+    update_job: UpdateJobRequest -> UpdateJobResponse;
+    disable_job: DisableJobRequest -> DisableJobResponse;
+    enable_job: EnableJobRequest -> EnableJobResponse;
+    terminate_job: TerminateJobRequest -> TerminateJobResponse;
+    delete_job: DeleteJobRequest -> DeleteJobResponse;
+    count_tasks: CountTasksRequest -> CountTasksResponse;
+    add_task: AddTaskRequest -> AddTaskResponse;
+    add_task_collection: AddTaskCollectionRequest -> AddTaskCollectionResponse;
+    get_task: GetTaskRequest -> GetTaskResponse;
+    list_tasks: ListTasksRequest -> ListTasksResponse;
+    update_task: UpdateTaskRequest -> UpdateTaskResponse;
+    terminate_task: TerminateTaskRequest -> TerminateTaskResponse;
+    delete_task: DeleteTaskRequest -> DeleteTaskResponse;
+    reactivate_task: ReactivateTaskRequest -> ReactivateTaskResponse;
+    list_attempts: ListAttemptsRequest -> ListAttemptsResponse;
+    explain_task: ExplainTaskRequest -> ExplainTaskResponse;
+}

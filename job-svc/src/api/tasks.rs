@@ -1,0 +1,503 @@
+//! Tasks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use kiln_filter::Filter;
+use kiln_grpc::page;
+use kiln_ids::AccountName;
+use kiln_proto::job::v1 as wire;
+use kiln_telemetry::propagation::current_traceparent;
+use kiln_time::Timestamp;
+use prost::Message;
+use tokio::sync::oneshot;
+use tonic::{Status, Streaming};
+
+use super::convert::{self, precondition};
+use super::lists::{self, CHUNK, SCAN, TASK_PROPERTIES};
+use super::{Answer, Api, job_id, task_id};
+use crate::domain::Error;
+use crate::domain::etag;
+use crate::domain::exit;
+use crate::domain::job::JobState;
+use crate::domain::spec;
+use crate::domain::task::{Phase, TaskState};
+use crate::scheduler::core::{Refused, WaitReason};
+use crate::scheduler::note::{Command, Note};
+use crate::store::{AddTasks, Added, Answered, Deleted, JobRow, NewAnswer, NewTask, Request, TaskRow, TaskUpdate};
+
+/// Tasks of one call at most.
+const MAX_COLLECTION: usize = 10_000;
+/// Messages of a stream that are written at once; their answers keep the order.
+const PIPELINE: usize = 4;
+/// How often a command is repeated that met a task in the middle of a change.
+const TRIES: u32 = 50;
+/// How long a deletion waits for the task's process to end.
+const DELETE_PATIENCE: Duration = Duration::from_secs(20);
+
+fn new_task(spec: wire::TaskSpec) -> Result<NewTask, Error> {
+    let (id, facts) = spec::check_task(&spec)?;
+    let names_job_action = spec.exit_conditions.as_ref().is_some_and(exit::names_job_action);
+    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action })
+}
+
+fn nothing(_: &Added) -> Vec<u8> {
+    Vec::new()
+}
+
+fn encode_results(added: &Added) -> Vec<u8> {
+    let results = added
+        .results
+        .iter()
+        .map(|result| match &result.outcome {
+            Ok(task) => wire::AddTaskResult {
+                task_id: result.id.clone(),
+                error: None,
+                etag: etag::of(task.last_modified),
+                last_modified_micros: task.last_modified.as_micros(),
+            },
+            Err(error) => wire::AddTaskResult {
+                task_id: result.id.clone(),
+                error: Some(convert::add_error(error.clone())),
+                ..wire::AddTaskResult::default()
+            },
+        })
+        .collect();
+    wire::AddTaskCollectionResponse { results }.encode_to_vec()
+}
+
+fn damaged(error: prost::DecodeError) -> Error {
+    kiln_store::StoreError::Damaged(format!("answer: {error}")).into()
+}
+
+impl Api {
+    /// Writes tasks and tells the scheduler of them.
+    async fn write_tasks(&self, add: AddTasks) -> Result<Answered<Added>, Error> {
+        let account = add.account.clone();
+        let answered = self.store.add_tasks(add).await?;
+        if let Answered::New(added) = &answered {
+            let new = |result: &crate::store::AddResult| result.outcome.as_ref().ok().and_then(|task| task.new.clone());
+            let tasks: Vec<TaskRow> = added.results.iter().filter_map(new).collect();
+            if !tasks.is_empty() {
+                self.registry.tell(&account, &added.pool, Note::Added { job: added.job, tasks }).await;
+            }
+        }
+        Ok(answered)
+    }
+
+    pub(super) async fn add_task(
+        &self,
+        account: AccountName,
+        request: wire::AddTaskRequest,
+    ) -> Answer<wire::AddTaskResponse> {
+        let job = job_id(&request.job_id)?;
+        let task = new_task(request.task.ok_or_else(|| Error::Missing("task".to_owned()))?)?;
+        let id = task.id.clone();
+        let add = AddTasks {
+            account: account.clone(),
+            job: job.clone(),
+            tasks: vec![Ok(task)],
+            same_is_added: false,
+            request: Request { method: "AddTask", id: request.request_id },
+            encode: nothing,
+            traceparent: current_traceparent().into(),
+            now: Timestamp::now(),
+        };
+        let request_id_given = !add.request.id.is_empty();
+        // A failed add must not be remembered as done, so it fails the call as
+        // a whole when a request id is given; without one the same holds.
+        let answered = self.write_tasks(add).await?;
+        let Answered::New(added) = answered else {
+            let (job, task) = self.store.task(&account, &job, &id).await?;
+            return Ok(wire::AddTaskResponse { task: Some(convert::task(&job, &task)?) });
+        };
+        let result = added.results.into_iter().next().ok_or(Error::Unavailable("the task was not written"))?;
+        match result.outcome {
+            Ok(crate::store::AddedTask { new: Some(row), .. }) => {
+                let spec = wire::TaskSpec::decode(row.spec.clone()).map_err(damaged)?;
+                Ok(wire::AddTaskResponse { task: Some(fresh_task(job.as_str(), spec, &row)) })
+            }
+            Ok(_) => {
+                let (job, task) = self.store.task(&account, &job, &id).await?;
+                Ok(wire::AddTaskResponse { task: Some(convert::task(&job, &task)?) })
+            }
+            Err(error) => {
+                tracing::debug!(%account, job.id = %job, task.id = %id, %error, request_id_given, "task refused");
+                Err(error.into())
+            }
+        }
+    }
+
+    pub(super) async fn add_task_collection(
+        &self,
+        account: AccountName,
+        request: wire::AddTaskCollectionRequest,
+    ) -> Answer<wire::AddTaskCollectionResponse> {
+        let job = job_id(&request.job_id)?;
+        if request.tasks.len() > MAX_COLLECTION {
+            return Err(Error::TooLarge { what: "tasks", size: request.tasks.len(), max: MAX_COLLECTION }.into());
+        }
+        let ids: Vec<String> = request.tasks.iter().map(|task| task.id.clone()).collect();
+        let add = AddTasks {
+            account,
+            job,
+            tasks: request.tasks.into_iter().map(new_task).collect(),
+            same_is_added: false,
+            request: Request { method: "AddTaskCollection", id: request.request_id },
+            encode: encode_results,
+            traceparent: current_traceparent().into(),
+            now: Timestamp::now(),
+        };
+        let bytes = match self.write_tasks(add).await? {
+            Answered::New(added) => encode_results(&added),
+            Answered::Before(bytes) => bytes,
+        };
+        let mut response = wire::AddTaskCollectionResponse::decode(&bytes[..]).map_err(damaged)?;
+        for (result, id) in response.results.iter_mut().zip(ids) {
+            result.task_id = id;
+        }
+        Ok(response)
+    }
+
+    /// Messages are checked and written a few at a time; acknowledged in order.
+    pub(super) fn stream_tasks(
+        self,
+        account: AccountName,
+        messages: Streaming<wire::AddTasksRequest>,
+    ) -> impl Stream<Item = Result<wire::AddTasksResponse, Status>> + Send + 'static {
+        let traceparent: Arc<str> = current_traceparent().into();
+        let named = messages.scan(String::new(), |job, message| {
+            let message = message.map(|mut message| {
+                if message.job_id.is_empty() {
+                    message.job_id.clone_from(job);
+                } else {
+                    job.clone_from(&message.job_id);
+                }
+                message
+            });
+            std::future::ready(Some(message))
+        });
+        named
+            .map(move |message| {
+                let (api, account, traceparent) = (self.clone(), account.clone(), traceparent.clone());
+                async move { api.add_message(account, message?, traceparent).await.map_err(Status::from) }
+            })
+            .buffered(PIPELINE)
+    }
+
+    async fn add_message(
+        &self,
+        account: AccountName,
+        message: wire::AddTasksRequest,
+        traceparent: Arc<str>,
+    ) -> Answer<wire::AddTasksResponse> {
+        let job = job_id(&message.job_id)?;
+        if message.tasks.len() > MAX_COLLECTION {
+            return Err(Error::TooLarge { what: "tasks", size: message.tasks.len(), max: MAX_COLLECTION }.into());
+        }
+        let ids: Vec<String> = message.tasks.iter().map(|task| task.id.clone()).collect();
+        let add = AddTasks {
+            account,
+            job,
+            tasks: message.tasks.into_iter().map(new_task).collect(),
+            same_is_added: true,
+            request: Request::default(),
+            encode: nothing,
+            traceparent,
+            now: Timestamp::now(),
+        };
+        let Answered::New(added) = self.write_tasks(add).await? else {
+            return Err(kiln_error::Error::internal("a stream has no request id"));
+        };
+        let mut response = wire::AddTasksResponse { sequence: message.sequence, ..Default::default() };
+        for (result, task_id) in added.results.into_iter().zip(ids) {
+            match result.outcome {
+                Ok(_) => response.added += 1,
+                Err(error) => response.failed.push(wire::AddTaskResult {
+                    task_id,
+                    error: Some(convert::add_error(error)),
+                    ..wire::AddTaskResult::default()
+                }),
+            }
+        }
+        Ok(response)
+    }
+
+    pub(super) async fn get_task(
+        &self,
+        account: AccountName,
+        request: wire::GetTaskRequest,
+    ) -> Answer<wire::GetTaskResponse> {
+        let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+        precondition(request.precondition).check(task.last_modified)?;
+        Ok(wire::GetTaskResponse { task: Some(convert::task(&job, &task)?) })
+    }
+
+    async fn find(&self, account: &AccountName, job: &str, task: &str) -> Result<(JobRow, TaskRow), Error> {
+        let job = job_id(job)?;
+        let task = task_id(&job, task)?;
+        self.store.task(account, &job, &task).await
+    }
+
+    pub(super) async fn list_tasks(
+        &self,
+        account: AccountName,
+        request: wire::ListTasksRequest,
+    ) -> Answer<wire::ListTasksResponse> {
+        let filter = Filter::parse(&request.filter, TASK_PROPERTIES)?;
+        let size = page::size(request.page_size, 1000, 1000)? as usize;
+        let mut after = page::last_key(&request.page_token)?;
+        let job = self.store.job(&account, &job_id(&request.job_id)?).await?;
+        let (mut tasks, mut looked_at) = (Vec::new(), 0);
+        loop {
+            let rows = self.store.list_tasks(job.row, after.clone(), CHUNK).await?;
+            let last = rows.len() < CHUNK as usize;
+            for row in rows {
+                if tasks.len() == size || looked_at == SCAN {
+                    let next_page_token = page::token(after.as_deref().unwrap_or_default());
+                    return Ok(wire::ListTasksResponse { tasks, next_page_token });
+                }
+                looked_at += 1;
+                after = Some(row.id.key().into_owned());
+                if lists::task_matches(&filter, &row) {
+                    tasks.push(convert::task(&job, &row)?);
+                }
+            }
+            if last {
+                return Ok(wire::ListTasksResponse { tasks, next_page_token: String::new() });
+            }
+        }
+    }
+
+    pub(super) async fn update_task(
+        &self,
+        account: AccountName,
+        request: wire::UpdateTaskRequest,
+    ) -> Answer<wire::UpdateTaskResponse> {
+        let max_retries = spec::check_task_constraints(request.constraints.as_ref())?;
+        let job = job_id(&request.job_id)?;
+        let task = task_id(&job, &request.task_id)?;
+        let update = TaskUpdate {
+            constraints: request.constraints,
+            max_retries,
+            condition: precondition(request.precondition),
+            request: Request { method: "UpdateTask", id: request.request_id },
+            encode: |_, _| Vec::new(),
+            now: Timestamp::now(),
+        };
+        let answered = self.store.update_task(&account, &job, &task, update).await?;
+        let (job, now) = self.store.task(&account, &job, &task).await?;
+        if let Answered::New(row) = answered {
+            self.registry.tell(&account, &job.pool, Note::Constraints(Box::new(row))).await;
+        }
+        Ok(wire::UpdateTaskResponse { task: Some(convert::task(&job, &now)?) })
+    }
+
+    /// Gives a command to the scheduler of the task's pool.
+    async fn command(
+        &self,
+        job: &JobRow,
+        task: &TaskRow,
+        request: &Request,
+        make: fn(Command) -> Note,
+    ) -> Result<Result<(), Refused>, Error> {
+        let (reply, answer) = oneshot::channel();
+        let remembered = NewAnswer { request: request.clone(), answer: Vec::new() };
+        let command = Command {
+            job: job.row,
+            row: task.row,
+            slots: task.facts.slots,
+            answer: (!request.id.is_empty()).then_some(remembered),
+            reply,
+        };
+        self.registry.tell(&job.account, &job.pool, make(command)).await;
+        match tokio::time::timeout(DELETE_PATIENCE, answer).await {
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(_)) => Err(Error::Unavailable("the scheduler is reading its pool again; repeat the call")),
+            Err(_) => Err(Error::Unavailable("the task's node has not confirmed its end yet; repeat the call")),
+        }
+    }
+
+    pub(super) async fn terminate_task(
+        &self,
+        account: AccountName,
+        request: wire::TerminateTaskRequest,
+    ) -> Answer<wire::TerminateTaskResponse> {
+        let key = Request { method: "TerminateTask", id: request.request_id };
+        if self.store.answer(&account, &key).await?.is_some() {
+            return Ok(wire::TerminateTaskResponse {});
+        }
+        let condition = precondition(request.precondition);
+        for _ in 0..TRIES {
+            let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+            condition.check(task.last_modified)?;
+            if job.life.state == JobState::Deleting {
+                return Err(Error::JobBeingDeleted.into());
+            }
+            if task.task.state.phase() == Phase::Completed {
+                return Err(Error::TaskCompleted.into());
+            }
+            if matches!(job.life.state, JobState::Completed | JobState::Terminating)
+                && task.task.state.phase() == Phase::Active
+            {
+                // It stays as it is for ever.
+                return Err(Error::JobCompleted.into());
+            }
+            match self.command(&job, &task, &key, Note::Terminate).await? {
+                Ok(()) => return Ok(wire::TerminateTaskResponse {}),
+                Err(Refused::Completed) => return Err(Error::TaskCompleted.into()),
+                // The scheduler hears of it in a moment, or it ended just now.
+                Err(Refused::Unknown | Refused::Busy) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+        Err(Error::Unavailable("the task is being changed; repeat the call").into())
+    }
+
+    pub(super) async fn delete_task(
+        &self,
+        account: AccountName,
+        request: wire::DeleteTaskRequest,
+    ) -> Answer<wire::DeleteTaskResponse> {
+        let key = Request { method: "DeleteTask", id: request.request_id };
+        if self.store.answer(&account, &key).await?.is_some() {
+            return Ok(wire::DeleteTaskResponse {});
+        }
+        let condition = precondition(request.precondition);
+        for _ in 0..TRIES {
+            let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+            condition.check(task.last_modified)?;
+            if job.life.state == JobState::Deleting {
+                return Err(Error::JobBeingDeleted.into());
+            }
+            // The scheduler first: a completed task may have a process that is
+            // still being stopped.
+            match self.command(&job, &task, &key, Note::Delete).await? {
+                Ok(()) => return Ok(wire::DeleteTaskResponse {}),
+                Err(Refused::Unknown | Refused::Completed) => {}
+                Err(Refused::Busy) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+            }
+            let now = Timestamp::now();
+            let deleted = self
+                .store
+                .delete_completed_task(&account, &job.job, &task.id, condition.clone(), key.clone(), now)
+                .await?;
+            match deleted {
+                Answered::Before(_) => return Ok(wire::DeleteTaskResponse {}),
+                Answered::New(Deleted::Gone(job, task)) => {
+                    if let TaskState::Completed { run: Some(run), .. } = &task.task.state {
+                        let key = wire::AttemptKey {
+                            job_id: job.job.as_str().to_owned(),
+                            task_id: task.id.as_str().to_owned(),
+                            attempt: task.task.attempt,
+                        };
+                        self.registry.tell(&account, &job.pool, Note::Cleanup { node: run.node.clone(), key }).await;
+                    }
+                    return Ok(wire::DeleteTaskResponse {});
+                }
+                Answered::New(Deleted::Live(..)) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+        Err(Error::Unavailable("the task is being changed; repeat the call").into())
+    }
+
+    pub(super) async fn reactivate_task(
+        &self,
+        account: AccountName,
+        request: wire::ReactivateTaskRequest,
+    ) -> Answer<wire::ReactivateTaskResponse> {
+        let job = job_id(&request.job_id)?;
+        let task = task_id(&job, &request.task_id)?;
+        let key = Request { method: "ReactivateTask", id: request.request_id };
+        let condition = precondition(request.precondition);
+        let answered = self.store.reactivate_task(&account, &job, &task, condition, key, Timestamp::now()).await?;
+        if let Answered::New(row) = answered {
+            let job = self.store.job(&account, &job).await?;
+            let note = Note::Reactivated { job: row.job, row: row.row };
+            self.registry.tell(&account, &job.pool, note).await;
+        }
+        Ok(wire::ReactivateTaskResponse {})
+    }
+
+    pub(super) async fn list_attempts(
+        &self,
+        account: AccountName,
+        request: wire::ListAttemptsRequest,
+    ) -> Answer<wire::ListAttemptsResponse> {
+        let size = page::size(request.page_size, 100, 1000)?;
+        let after = match page::last_key(&request.page_token)? {
+            None => 0,
+            Some(text) => text.parse().map_err(|_| {
+                Error::invalid("page_token", &request.page_token, "is not a token this service gave out")
+            })?,
+        };
+        let (_, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+        let history = self.store.attempts(task.row, after, size).await?;
+        let mut attempts: Vec<wire::Attempt> = history.iter().map(convert::past_attempt).collect();
+        if attempts.len() as u32 == size {
+            let last = attempts.last().map_or(0, |attempt| attempt.number);
+            return Ok(wire::ListAttemptsResponse { attempts, next_page_token: page::token(&last.to_string()) });
+        }
+        let latest = task.task.latest_attempt().map(|latest| convert::latest_attempt(&latest));
+        attempts.extend(latest.filter(|latest| latest.number > after));
+        Ok(wire::ListAttemptsResponse { attempts, next_page_token: String::new() })
+    }
+
+    pub(super) async fn explain_task(
+        &self,
+        account: AccountName,
+        request: wire::ExplainTaskRequest,
+    ) -> Answer<wire::ExplainTaskResponse> {
+        let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+        let slots = task.facts.slots;
+        let explain = |reason: &str, message: String| wire::ExplainTaskResponse { reason: reason.to_owned(), message };
+        if task.task.state.phase() != Phase::Active {
+            return Ok(explain("NotWaiting", "The task does not wait: it runs or has completed.".to_owned()));
+        }
+        let (reply, answer) = oneshot::channel();
+        let note = Note::Explain { job: job.row, row: task.row, slots, reply };
+        self.registry.tell(&account, &job.pool, note).await;
+        let state = job.life.state.name();
+        let reason = answer.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
+        Ok(match reason {
+            _ if job.life.state != JobState::Active => {
+                explain("JobNotActive", format!("The job is {state}; tasks run while it is active."))
+            }
+            WaitReason::NotWaiting => explain("NotWaiting", "The task is being assigned just now.".to_owned()),
+            WaitReason::JobNotActive => explain("JobNotActive", "The job's state is changing.".to_owned()),
+            WaitReason::NoNodes => {
+                explain("NoNodes", format!("No node of pool {} takes tasks at the moment.", job.pool))
+            }
+            WaitReason::RequiredSlotsTooLarge { largest } => explain(
+                "RequiredSlotsTooLarge",
+                format!("The task needs {slots} slots; the largest node of pool {} has {largest}.", job.pool),
+            ),
+            WaitReason::MaxParallelTasks => {
+                explain("MaxParallelTasks", "The job runs as many tasks as its maxParallelTasks allows.".to_owned())
+            }
+            WaitReason::NoFreeSlots => {
+                explain("NoFreeSlots", format!("No node has {slots} free slots at the moment."))
+            }
+            WaitReason::BehindOthers => explain("BehindOthers", "Other tasks go first.".to_owned()),
+        })
+    }
+}
+
+/// The answer to an added task, without reading it again.
+fn fresh_task(job_id: &str, spec: wire::TaskSpec, row: &TaskRow) -> wire::Task {
+    let time = Some(kiln_proto::time::timestamp(row.created.as_micros()));
+    wire::Task {
+        job_id: job_id.to_owned(),
+        spec: Some(spec),
+        state: wire::TaskState::Active.into(),
+        state_transition_time: time,
+        etag: etag::of(row.last_modified),
+        creation_time: time,
+        last_modified: time,
+        execution: Some(wire::TaskExecutionInfo::default()),
+        ..wire::Task::default()
+    }
+}

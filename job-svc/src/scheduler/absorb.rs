@@ -1,0 +1,251 @@
+//! How the actor turns the core's effects into writes, events and messages.
+
+use std::collections::HashSet;
+
+use kiln_proto::job::v1::work_down::Message as Down;
+use kiln_proto::job::v1::{Assignment, AttemptKey, LeaseGrant, TaskSpec, Welcome};
+use kiln_proto::time::{duration, timestamp};
+use prost::Message;
+
+use super::actor::{Actor, Broken};
+use super::core::{Effects, JobKey, Row, Send};
+use crate::domain::task::{Phase, TaskEvent, TaskState};
+use crate::store::events::{self, TaskNames};
+use crate::store::{Bucket, TaskRow, TaskWrite};
+
+impl Actor {
+    /// Takes over all effects there are.
+    pub(super) async fn absorb(&mut self) -> Result<(), Broken> {
+        let mut fx = std::mem::take(&mut self.fx);
+        self.fetch(&fx).await?;
+        let now = self.now();
+        let mut touched: Vec<Row> = Vec::with_capacity(fx.tasks.len());
+        for (row, job, event) in fx.tasks.drain(..) {
+            self.apply(row, job, event, now.wall)?;
+            touched.push(row);
+        }
+        for (row, job) in fx.deleted.drain(..) {
+            self.remove(row, job, now.wall)?;
+            touched.push(row);
+        }
+        for send in fx.sends.drain(..) {
+            self.post(send);
+        }
+        self.batch.commit.jobs.append(&mut fx.jobs);
+        self.batch.purge.append(&mut fx.purge);
+        for (id, result) in fx.replies.drain(..) {
+            if let Some(waiter) = self.waiters.remove(&id) {
+                if result.is_ok() {
+                    self.batch.commit.answers.extend(waiter.answer);
+                }
+                self.batch.replies.push((waiter.reply, result));
+            }
+        }
+        for (conn, sequence) in fx.grants.drain(..) {
+            let lease = Some(duration(self.context.lease));
+            let sent = self.links.get(&conn).is_some_and(|link| link.send(Down::LeaseGrant(LeaseGrant { sequence, lease })));
+            if !sent {
+                self.drop_link(conn);
+            }
+        }
+        for conn in fx.close.drain(..) {
+            if let Some(link) = self.links.remove(&conn) {
+                link.closer.cancel();
+            }
+        }
+        for node in fx.expired.drain(..) {
+            self.context.metrics.lease_expiries.inc();
+            tracing::warn!(
+                account = %self.account, pool.id = %self.pool, node.id = %node,
+                "the node was silent for longer than its lease; its tasks run elsewhere"
+            );
+        }
+        for row in touched {
+            self.leave_if_over(row);
+        }
+        let (waiting, running) = self.core.depth();
+        let depth = &self.context.metrics.depth;
+        depth.with_label_values(&[self.pool.as_str(), "waiting"]).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        depth.with_label_values(&[self.pool.as_str(), "running"]).set(i64::try_from(running).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    /// Brings the records of all tasks that effects speak of to hand: out of the
+    /// cache, or with one read.
+    async fn fetch(&mut self, fx: &Effects) -> Result<(), Broken> {
+        let mut missing: Vec<Row> = Vec::new();
+        let mut asked: HashSet<Row> = HashSet::new();
+        let rows = fx.tasks.iter().map(|(row, _, _)| *row).chain(fx.deleted.iter().map(|(row, _)| *row));
+        for row in rows {
+            if self.live.contains_key(&row) || !asked.insert(row) {
+                continue;
+            }
+            match self.cache.take(row) {
+                Some(task) => self.enter_live(task),
+                None => missing.push(row),
+            }
+        }
+        if !missing.is_empty() {
+            for task in self.context.store.load_tasks(missing).await? {
+                self.enter_live(task);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, row: Row, job: JobKey, event: TaskEvent, now: kiln_time::Timestamp) -> Result<(), Broken> {
+        let (what, reason) = match &event {
+            TaskEvent::Assign { .. } => ("assigned", ""),
+            TaskEvent::Start { .. } => ("started", ""),
+            TaskEvent::Finish { .. } | TaskEvent::Terminate => ("finished", ""),
+            TaskEvent::Retry { .. } => ("requeued", "Retry"),
+            TaskEvent::Requeue { cause, .. } => ("requeued", cause.reason()),
+            TaskEvent::Reactivate => ("requeued", "Reactivated"),
+        };
+        let broken = |why: String| Broken::Picture { row, why };
+        let live = self.live.get_mut(&row).ok_or_else(|| broken("is not in the store".to_owned()))?;
+        let info = self.jobs.get(&job).ok_or_else(|| broken(format!("its job {job} is not loaded")))?;
+        let before = (live.task.state.phase(), live.task.attempt);
+        let bucket = Bucket::of(&live.task);
+        let ran_on = match &live.task.state {
+            TaskState::Running { node, .. } => Some(node.clone()),
+            TaskState::Active | TaskState::Completed { .. } => None,
+        };
+        let transition = live.task.apply(event, now).map_err(|why| broken(format!("{what}: {why}")))?;
+        live.task = transition.task;
+        self.batch.counts.entry(job).or_default().moved(Some(bucket), Some(Bucket::of(&live.task)), live.facts.slots);
+        if let Some(attempt) = transition.history {
+            self.batch.commit.history.push((row, attempt));
+        }
+        let names = TaskNames {
+            account: &self.account,
+            pool: &self.pool,
+            job: &info.job,
+            task: &live.id,
+            slots: live.facts.slots,
+            traceparent: &live.traceparent,
+        };
+        let event_type = match what {
+            "assigned" => "job.task.assigned",
+            "started" => "job.task.started",
+            "finished" => "job.task.finished",
+            _ => "job.task.requeued",
+        };
+        let node = ran_on.as_ref().map(|node| node.as_str());
+        self.batch.commit.events.push(events::task(names, event_type, Some(before.0), &live.task, node, reason, now));
+        tracing::debug!(
+            job.id = %info.job, task.id = %live.id, attempt = live.task.attempt, what, reason, "task"
+        );
+        self.context.metrics.transitions.with_label_values(&[what]).inc();
+        match self.batch.index.get(&row) {
+            Some(at) => self.batch.commit.tasks[*at].task = live.task.clone(),
+            None => {
+                self.batch.index.insert(row, self.batch.commit.tasks.len());
+                self.batch.commit.tasks.push(TaskWrite { row, expect: before, task: live.task.clone() });
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, row: Row, job: JobKey, now: kiln_time::Timestamp) -> Result<(), Broken> {
+        // A completed task may have been removed by its job's deletion already.
+        let Some(task) = self.live.get(&row) else { return Ok(()) };
+        let Some(info) = self.jobs.get(&job) else { return Ok(()) };
+        self.batch.counts.entry(job).or_default().moved(Some(Bucket::of(&task.task)), None, task.facts.slots);
+        let names = TaskNames {
+            account: &self.account,
+            pool: &self.pool,
+            job: &info.job,
+            task: &task.id,
+            slots: task.facts.slots,
+            traceparent: &task.traceparent,
+        };
+        let phase = Some(task.task.state.phase());
+        self.batch.commit.events.push(events::task(names, "job.task.deleted", phase, &task.task, None, "", now));
+        self.batch.commit.deleted.push(row);
+        if let TaskState::Completed { run: Some(run), .. } = &task.task.state
+            && let Some(conn) = self.core.conn_of(&run.node)
+        {
+            let key = AttemptKey {
+                job_id: info.job.as_str().to_owned(),
+                task_id: task.id.as_str().to_owned(),
+                attempt: task.task.attempt,
+            };
+            self.batch.mail.to(conn).cleanup.tasks.push(key);
+        }
+        Ok(())
+    }
+
+    fn post(&mut self, send: Send) {
+        match send {
+            Send::Welcome(conn) => {
+                let lease = Some(duration(self.context.lease));
+                self.batch.mail.to(conn).welcome = Some(Down::Welcome(Welcome { lease }));
+            }
+            Send::Assign(conn, row, attempt) => {
+                if let Some(task) = self.live.get(&row)
+                    && let Some((size, assignment)) = self.assignment(task, attempt)
+                {
+                    self.batch.mail.to(conn).assignments.push((size, assignment));
+                }
+            }
+            Send::Stop(conn, row, attempt) => {
+                if let Some(key) = self.live.get(&row).and_then(|task| self.key_of(task, attempt)) {
+                    self.batch.mail.to(conn).stops.push(key);
+                }
+            }
+            Send::StopSeen(conn, token) => {
+                if let Some(link) = self.links.get_mut(&conn)
+                    && let Some(key) = link.seen.get(token as usize).cloned()
+                {
+                    link.foreign.insert((key.job_id.clone(), key.task_id.clone(), key.attempt));
+                    self.batch.mail.to(conn).stops.push(key);
+                }
+            }
+        }
+    }
+
+    fn key_of(&self, task: &TaskRow, attempt: u32) -> Option<AttemptKey> {
+        let info = self.jobs.get(&task.job)?;
+        Some(AttemptKey { job_id: info.job.as_str().to_owned(), task_id: task.id.as_str().to_owned(), attempt })
+    }
+
+    fn assignment(&self, task: &TaskRow, attempt: u32) -> Option<(usize, Assignment)> {
+        let info = self.jobs.get(&task.job)?;
+        let spec = match TaskSpec::decode(task.spec.clone()) {
+            Ok(spec) => spec,
+            Err(error) => {
+                // The lease of the attempt brings it back; it cannot be run.
+                tracing::error!(row = task.row, %error, "a stored spec cannot be read");
+                return None;
+            }
+        };
+        let TaskState::Running { assigned, .. } = &task.task.state else { return None };
+        let assignment = Assignment {
+            key: self.key_of(task, attempt),
+            environment: info.environment(&spec),
+            spec: Some(spec),
+            traceparent: task.traceparent.to_string(),
+            tracestate: String::new(),
+            assigned_time: Some(timestamp(assigned.as_micros())),
+            created_time: Some(timestamp(task.created.as_micros())),
+        };
+        Some((task.spec.len(), assignment))
+    }
+
+    /// Puts away what is no longer needed of a task.
+    fn leave_if_over(&mut self, row: Row) {
+        if self.core.is_live(row) {
+            return;
+        }
+        let Some(task) = self.live.remove(&row) else { return };
+        if let Some(info) = self.jobs.get_mut(&task.job)
+            && info.names.get(&*task.id.key()) == Some(&row)
+        {
+            info.names.remove(&*task.id.key());
+        }
+        if task.task.state.phase() == Phase::Active {
+            self.cache.hold(task, self.batch_number);
+        }
+    }
+}

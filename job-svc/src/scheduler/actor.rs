@@ -1,0 +1,481 @@
+//! The actor of one pool: does what the [core](super::core) decides.
+//!
+//! It takes whatever is in its inbox, steps the core, applies the events to the
+//! records of the tasks and gathers all writes into one [`Commit`]. While a
+//! commit is under way it goes on stepping; what it decides meanwhile becomes
+//! the next commit. Messages and answers leave when their commit is durable, so
+//! an agent never hears of an attempt that a crash could undo, and forgets a
+//! result only when it is safe.
+//!
+//! If a commit fails, the actor's picture runs ahead of the truth: it closes
+//! all streams, forgets everything and loads again; agents come back and say
+//! what they have.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use kiln_ids::{AccountName, PoolId};
+use kiln_time::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::cache::Cache;
+use super::core::{Conn, Core, Effects, Input, JobKey, Now, ReadyTask, Refused, ReplyId, Row, Settings};
+use super::job_info::JobInfo;
+use super::link::{Link, Mail};
+use super::note::Note;
+use crate::metrics::Metrics;
+use crate::store::{Commit, CommitError, CountsDelta, JobFate, JobRow, NewAnswer, Store, TaskRow};
+
+/// Notes of one step at most.
+const NOTES: usize = 512;
+/// Writes that may gather while a commit is under way; then the inbox waits.
+const MAX_PENDING: usize = 20_000;
+/// Open tasks that are read at once when a job is loaded.
+const LOAD_PAGE: u32 = 20_000;
+/// Tasks of a deleted job that one transaction removes.
+const PURGE: u32 = 1_000;
+/// First and longest wait after the store failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Why the actor has to load again.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] crate::domain::Error),
+    /// The store refused a commit.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The core asked for something impossible.
+    #[error("task row {row}: {why}")]
+    Picture {
+        /// Task.
+        row: Row,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// What an actor needs.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Times.
+    pub settings: Settings,
+    /// What agents are told.
+    pub lease: Duration,
+    /// Bytes of specs in memory.
+    pub cache_bytes: usize,
+    /// Metrics of the service.
+    pub metrics: Metrics,
+}
+
+/// Commands that wait for their answer.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    pub reply: oneshot::Sender<Result<(), Refused>>,
+    pub answer: Option<NewAnswer>,
+}
+
+/// What is written and sent together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub commit: Commit,
+    /// Where each task is in the commit.
+    pub index: HashMap<Row, usize>,
+    pub counts: HashMap<JobKey, CountsDelta>,
+    pub mail: Mail,
+    pub replies: Vec<(oneshot::Sender<Result<(), Refused>>, Result<(), Refused>)>,
+    pub purge: Vec<JobKey>,
+}
+
+/// See the module.
+pub(super) struct Actor {
+    pub account: AccountName,
+    pub pool: PoolId,
+    pub context: Context,
+    pub core: Core,
+    pub jobs: HashMap<JobKey, JobInfo>,
+    pub job_ids: HashMap<String, JobKey>,
+    /// Tasks with an attempt that holds slots.
+    pub live: HashMap<Row, TaskRow>,
+    pub cache: Cache,
+    pub links: HashMap<Conn, Link>,
+    pub waiters: HashMap<ReplyId, Waiter>,
+    pub next_reply: ReplyId,
+    pub batch: Batch,
+    pub batch_number: u64,
+    pub fx: Effects,
+    pub inputs: VecDeque<Input>,
+    started: Instant,
+}
+
+type InFlight = BoxFuture<'static, Result<Vec<JobFate>, CommitError>>;
+
+impl Actor {
+    pub(super) fn new(account: AccountName, pool: PoolId, context: Context) -> Self {
+        let batch = Batch::new(&account);
+        Self {
+            core: Core::new(context.settings),
+            cache: Cache::new(context.cache_bytes),
+            jobs: HashMap::new(),
+            job_ids: HashMap::new(),
+            live: HashMap::new(),
+            links: HashMap::new(),
+            waiters: HashMap::new(),
+            next_reply: 0,
+            batch,
+            batch_number: 1,
+            fx: Effects::default(),
+            inputs: VecDeque::new(),
+            started: Instant::now(),
+            account,
+            pool,
+            context,
+        }
+    }
+
+    pub(super) fn now(&self) -> Now {
+        Now { wall: Timestamp::now(), mono: self.started.elapsed() }
+    }
+
+    /// Works until `shutdown`. `ready` is told when everything is loaded.
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Note>,
+        ready: oneshot::Sender<()>,
+        shutdown: CancellationToken,
+    ) {
+        let mut ready = Some(ready);
+        let mut wait = RETRY.0;
+        loop {
+            let broken = tokio::select! {
+                outcome = self.live_once(&mut inbox, &mut ready, &mut wait) => match outcome {
+                    Ok(()) => break,
+                    Err(broken) => broken,
+                },
+                () = shutdown.cancelled() => break,
+            };
+            tracing::error!(
+                account = %self.account, pool.id = %self.pool, error = %broken, retry_in = ?wait,
+                "the scheduler's picture is not the store's: reading everything again"
+            );
+            self.context.metrics.rebuilds.inc();
+            self.forget_everything();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = shutdown.cancelled() => break,
+            }
+            wait = (wait * 2).min(RETRY.1);
+        }
+        for link in self.links.values() {
+            link.closer.cancel();
+        }
+    }
+
+    fn forget_everything(&mut self) {
+        for link in self.links.values() {
+            link.closer.cancel();
+        }
+        self.links.clear();
+        self.core = Core::new(self.context.settings);
+        self.cache = Cache::new(self.context.cache_bytes);
+        self.jobs.clear();
+        self.job_ids.clear();
+        self.live.clear();
+        // Callers see that nobody answers, and ask again.
+        self.waiters.clear();
+        self.batch = Batch::new(&self.account);
+        self.fx = Effects::default();
+        self.inputs.clear();
+    }
+
+    async fn live_once(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Note>,
+        ready: &mut Option<oneshot::Sender<()>>,
+        wait: &mut Duration,
+    ) -> Result<(), Broken> {
+        self.load().await?;
+        self.absorb().await?;
+        *wait = RETRY.0;
+        if let Some(ready) = ready.take() {
+            // Nobody may be waiting any more.
+            let _ = ready.send(());
+        }
+        let mut notes = Vec::with_capacity(NOTES);
+        let mut in_flight: Option<(InFlight, Batch, Instant)> = None;
+        loop {
+            if in_flight.is_none() && self.batch.has_writes() {
+                in_flight = Some(self.submit());
+            } else if in_flight.is_none() && self.batch.has_rest() {
+                let batch = std::mem::replace(&mut self.batch, Batch::new(&self.account));
+                self.deliver(batch);
+            }
+            let tick = self.core.next_tick().map(|at| self.started + at);
+            let room = self.batch.commit.tasks.len() < MAX_PENDING;
+            tokio::select! {
+                biased;
+                outcome = async {
+                    match &mut in_flight {
+                        Some((commit, _, _)) => commit.await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    let fates = outcome?;
+                    if let Some((_, batch, began)) = in_flight.take() {
+                        self.context.metrics.commit.observe(began.elapsed().as_secs_f64());
+                        self.cache.durable(batch.commit.number);
+                        self.deliver(batch);
+                    }
+                    for fate in fates {
+                        self.take_fate(fate).await?;
+                    }
+                }
+                count = inbox.recv_many(&mut notes, NOTES), if room => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    for note in notes.drain(..) {
+                        self.take_note(note).await?;
+                    }
+                }
+                () = async {
+                    match tick {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                } => self.inputs.push_back(Input::Tick),
+            }
+            self.step();
+            self.absorb().await?;
+        }
+    }
+
+    /// Steps the core through all inputs and places what can be placed.
+    pub(super) fn step(&mut self) {
+        let timer = self.context.metrics.step.start_timer();
+        let now = self.now();
+        while let Some(input) = self.inputs.pop_front() {
+            self.core.step(input, now, &mut self.fx);
+        }
+        self.core.place(&mut self.fx);
+        timer.observe_duration();
+        #[cfg(test)]
+        if let Err(broken) = self.core.check() {
+            tracing::error!(pool.id = %self.pool, broken, "a rule of the scheduler does not hold");
+        }
+    }
+
+    fn submit(&mut self) -> (InFlight, Batch, Instant) {
+        let mut batch = std::mem::replace(&mut self.batch, Batch::new(&self.account));
+        let commit = batch.take_commit(self.batch_number);
+        self.batch_number += 1;
+        let store = self.context.store.clone();
+        let future: InFlight = Box::pin(async move { store.commit(commit).await });
+        (future, batch, Instant::now())
+    }
+
+    /// What a durable commit leaves to do.
+    fn deliver(&mut self, batch: Batch) {
+        for (reply, result) in batch.replies {
+            // The caller may have gone.
+            let _ = reply.send(result);
+        }
+        for (conn, mail) in batch.mail.links {
+            let Some(link) = self.links.get(&conn) else { continue };
+            if !mail.into_messages().into_iter().all(|message| link.send(message)) {
+                tracing::warn!(pool.id = %self.pool, "an agent does not keep up; its stream is closed");
+                self.drop_link(conn);
+            }
+        }
+        for job in batch.purge {
+            self.purge(job);
+        }
+    }
+
+    pub(super) fn drop_link(&mut self, conn: Conn) {
+        if let Some(link) = self.links.remove(&conn) {
+            link.closer.cancel();
+            self.inputs.push_back(Input::Disconnected { conn });
+        }
+    }
+
+    /// Removes the rows of a deleted job, a bounded number at a time.
+    fn purge(&mut self, job: JobKey) {
+        let store = self.context.store.clone();
+        if let Some(info) = self.forget_job(job) {
+            for link in self.links.values() {
+                let cleanup = kiln_proto::job::v1::Cleanup {
+                    tasks: Vec::new(),
+                    job_ids: vec![info.job.as_str().to_owned()],
+                };
+                // Directories of a job that is gone are not worth a stream.
+                let _ = link.send(kiln_proto::job::v1::work_down::Message::Cleanup(cleanup));
+            }
+        }
+        kiln_telemetry::spawn(async move {
+            let mut wait = RETRY.0;
+            loop {
+                let outcome = match store.purge_tasks(job, PURGE).await {
+                    Ok(0) => store.remove_job(job, Timestamp::now()).await.map(|()| true),
+                    Ok(_) => Ok(false),
+                    Err(error) => Err(error),
+                };
+                match outcome {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    // At the next start at the latest it is found again.
+                    Err(crate::domain::Error::Store(kiln_store::StoreError::Closed)) => return,
+                    Err(error) => {
+                        tracing::warn!(job, %error, retry_in = ?wait, "a deleted job could not be removed");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(RETRY.1);
+                    }
+                }
+            }
+        });
+    }
+
+    pub(super) fn forget_job(&mut self, job: JobKey) -> Option<JobInfo> {
+        let info = self.jobs.remove(&job)?;
+        let key = info.job.key().into_owned();
+        if self.job_ids.get(&key) == Some(&job) {
+            self.job_ids.remove(&key);
+        }
+        Some(info)
+    }
+
+    async fn take_fate(&mut self, fate: JobFate) -> Result<(), Broken> {
+        match fate {
+            JobFate::Row(row) if row.pool == self.pool => {
+                let key = row.row;
+                let over = row.life.state == crate::domain::job::JobState::Completed;
+                let view = self.note_job(*row);
+                self.inputs.push_back(Input::Job { view, answer: true });
+                if over {
+                    self.step();
+                    self.absorb().await?;
+                    self.forget_job(key);
+                }
+            }
+            JobFate::Row(row) => {
+                self.forget_job(row.row);
+                self.inputs.push_back(Input::JobGone(row.row));
+            }
+            JobFate::Gone(job) => {
+                self.forget_job(job);
+                self.inputs.push_back(Input::JobGone(job));
+            }
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self) -> Result<(), Broken> {
+        let began = Instant::now();
+        let jobs = self.context.store.pool_jobs(&self.account, &self.pool).await?;
+        let count = jobs.len();
+        for job in jobs {
+            self.load_job(job).await?;
+        }
+        self.step();
+        let (waiting, running) = self.core.depth();
+        if count > 0 {
+            tracing::info!(
+                account = %self.account, pool.id = %self.pool, jobs = count, waiting, running,
+                took = ?began.elapsed(), "the scheduler has loaded its pool"
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads a job's open tasks and gives all to the core.
+    pub(super) async fn load_job(&mut self, row: JobRow) -> Result<(), Broken> {
+        let key = row.row;
+        let (mut ready, mut running) = (Vec::new(), Vec::new());
+        let mut after = 0;
+        loop {
+            let page = self.context.store.open_tasks(key, after, LOAD_PAGE).await?;
+            let full = page.len() == LOAD_PAGE as usize;
+            for task in page {
+                after = task.row;
+                let ready_task = ReadyTask {
+                    row: task.row,
+                    slots: task.facts.slots,
+                    attempt: task.attempt,
+                    retry_count: task.retry_count,
+                    max_retries: task.facts.max_retries,
+                    affinity: task.facts.affinity,
+                };
+                match task.node {
+                    Some(node) => running.push((ready_task, node)),
+                    None => ready.push(ready_task),
+                }
+            }
+            if !full {
+                break;
+            }
+        }
+        let view = self.note_job(row);
+        let rows: Vec<Row> = running.iter().map(|(task, _)| task.row).collect();
+        for task in self.context.store.load_tasks(rows).await? {
+            self.enter_live(task);
+        }
+        if let Some(info) = self.jobs.get_mut(&key) {
+            info.loaded_to = after;
+        }
+        self.inputs.push_back(Input::Loaded { view, ready, running });
+        Ok(())
+    }
+}
+
+impl Batch {
+    pub(super) fn new(account: &AccountName) -> Self {
+        Self {
+            commit: Commit {
+                account: account.clone(),
+                tasks: Vec::new(),
+                history: Vec::new(),
+                deleted: Vec::new(),
+                counts: Vec::new(),
+                jobs: Vec::new(),
+                events: Vec::new(),
+                answers: Vec::new(),
+                now: Timestamp::default(),
+                number: 0,
+            },
+            index: HashMap::new(),
+            counts: HashMap::new(),
+            mail: Mail::default(),
+            replies: Vec::new(),
+            purge: Vec::new(),
+        }
+    }
+
+    fn has_writes(&self) -> bool {
+        !self.commit.tasks.is_empty()
+            || !self.commit.deleted.is_empty()
+            || !self.commit.jobs.is_empty()
+            || !self.commit.answers.is_empty()
+    }
+
+    fn has_rest(&self) -> bool {
+        !self.mail.is_empty() || !self.replies.is_empty() || !self.purge.is_empty()
+    }
+
+    /// The commit; what is to be done after it stays.
+    fn take_commit(&mut self, number: u64) -> Commit {
+        self.commit.counts = self.counts.drain().collect();
+        self.commit.now = Timestamp::now();
+        self.commit.number = number;
+        let empty = Self::new(&self.commit.account).commit;
+        let empty = Commit { number, ..empty };
+        std::mem::replace(&mut self.commit, empty)
+    }
+}
+

@@ -1,0 +1,349 @@
+//! Waiting tasks, and what the states of jobs do to them.
+
+use super::*;
+use crate::domain::job::{self, DisableTasks, JobEvent};
+
+impl Core {
+    pub(super) fn load(
+        &mut self,
+        view: JobView,
+        ready: Vec<ReadyTask>,
+        running: Vec<(ReadyTask, Arc<NodeId>)>,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let key = view.key;
+        self.jobs.entry(key).or_insert_with(|| Job::new(view.clone()));
+        for (task, node) in running {
+            self.adopt(key, task, &node, now);
+        }
+        for task in ready {
+            self.insert_ready(key, task);
+        }
+        self.arm_wall_clock(key, now);
+        self.react(key, now, fx);
+    }
+
+    pub(super) fn change_job(&mut self, view: JobView, answer: bool, now: Now, fx: &mut Effects) {
+        let key = view.key;
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        if answer {
+            job.pending = false;
+            // Denied: the store has open tasks that we will hear of.
+            job.more_to_come = std::mem::take(&mut job.asked_to_complete) && view.state == JobState::Active;
+        }
+        if view.version < job.view.version {
+            return;
+        }
+        if !answer && view.state != job.view.state && view.state.is_transitional() {
+            job.linger_until = now.mono + self.settings.linger;
+        }
+        job.view = view;
+        if job.view.state == JobState::Completed {
+            self.drop_job(key, fx);
+            return;
+        }
+        self.arm_wall_clock(key, now);
+        self.react(key, now, fx);
+    }
+
+    /// Forgets a job and what waits in it.
+    pub(super) fn drop_job(&mut self, key: JobKey, fx: &mut Effects) {
+        self.dequeue(key);
+        let Some(job) = self.jobs.remove(&key) else { return };
+        self.waiting -= job.ready_count;
+        // Nothing should run any more; if it does, the agents' next views tell.
+        let rows: Vec<Row> = self.live.iter().filter(|(_, live)| live.job == key).map(|(row, _)| *row).collect();
+        for row in rows {
+            if let Some(live) = self.live.remove(&row) {
+                self.free_slots(live.node, row, live.slots);
+            }
+            if let Some(After::Delete(replies)) = self.after.remove(&row) {
+                fx.replies.extend(replies.into_iter().map(|reply| (reply, Ok(()))));
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, key: JobKey, tasks: Vec<ReadyTask>, now: Now, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        job.more_to_come = false;
+        for task in tasks {
+            self.insert_ready(key, task);
+        }
+        self.requeue_job(key);
+        self.settle(key, now, fx);
+    }
+
+    /// Puts a task among those that wait, unless it is known.
+    pub(super) fn insert_ready(&mut self, key: JobKey, task: ReadyTask) {
+        if let Some(live) = self.live.get(&task.row) {
+            if live.phase == Phase::Zombie {
+                self.after.insert(task.row, After::Ready(task));
+            }
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        match job.view.state {
+            JobState::Active | JobState::Disabling(_) | JobState::Disabled | JobState::Enabling => {}
+            // They stay as they are for ever, and never run.
+            JobState::Terminating | JobState::Completed | JobState::Deleting => return,
+        }
+        let waiting = Waiting {
+            attempt: task.attempt,
+            retry_count: task.retry_count,
+            max_retries: task.max_retries,
+            affinity: task.affinity,
+        };
+        if job.ready.entry(task.slots).or_default().insert(task.row, waiting).is_none() {
+            job.ready_count += 1;
+            self.waiting += 1;
+        }
+    }
+
+    /// Takes a task out of those that wait.
+    pub(super) fn take_ready(&mut self, key: JobKey, slots: u16, row: Row) -> Option<Waiting> {
+        let job = self.jobs.get_mut(&key)?;
+        let bucket = job.ready.get_mut(&slots)?;
+        let waiting = bucket.remove(&row)?;
+        if bucket.is_empty() {
+            job.ready.remove(&slots);
+        }
+        job.ready_count -= 1;
+        self.waiting -= 1;
+        Some(waiting)
+    }
+
+    pub(super) fn set_retries(&mut self, key: JobKey, row: Row, slots: u16, max_retries: i32) {
+        if let Some(live) = self.live.get_mut(&row) {
+            live.max_retries = max_retries;
+        }
+        if let Some(job) = self.jobs.get_mut(&key)
+            && let Some(waiting) = job.ready.get_mut(&slots).and_then(|bucket| bucket.get_mut(&row))
+        {
+            waiting.max_retries = max_retries;
+        }
+    }
+
+    pub(super) fn terminate(
+        &mut self,
+        job: JobKey,
+        row: Row,
+        slots: u16,
+        reply: ReplyId,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let result = match self.live.get(&row).map(|live| live.phase) {
+            Some(Phase::Zombie) => Err(Refused::Completed),
+            Some(Phase::Running | Phase::Requeuing(_)) => {
+                self.terminate_live(row, fx);
+                Ok(())
+            }
+            None if self.take_ready(job, slots, row).is_some() => {
+                fx.tasks.push((row, job, TaskEvent::Terminate));
+                self.requeue_job(job);
+                Ok(())
+            }
+            None => Err(Refused::Unknown),
+        };
+        fx.replies.push((reply, result));
+        self.settle(job, now, fx);
+    }
+
+    pub(super) fn delete(&mut self, job: JobKey, row: Row, slots: u16, reply: ReplyId, now: Now, fx: &mut Effects) {
+        match self.live.get(&row).map(|live| live.phase) {
+            Some(phase) => {
+                if phase != Phase::Zombie {
+                    self.terminate_live(row, fx);
+                }
+                match self.after.entry(row).or_insert_with(|| After::Delete(Vec::new())) {
+                    After::Delete(replies) => replies.push(reply),
+                    After::Ready(_) => fx.replies.push((reply, Err(Refused::Busy))),
+                }
+            }
+            None if self.take_ready(job, slots, row).is_some() => {
+                fx.deleted.push((row, job));
+                fx.replies.push((reply, Ok(())));
+                self.requeue_job(job);
+            }
+            None => fx.replies.push((reply, Err(Refused::Unknown))),
+        }
+        self.settle(job, now, fx);
+    }
+
+    /// Does to the job's tasks what its state says.
+    fn react(&mut self, key: JobKey, now: Now, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        match job.view.state {
+            JobState::Active
+            | JobState::Disabled
+            | JobState::Enabling
+            | JobState::Completed
+            | JobState::Disabling(DisableTasks::Wait) => {}
+            JobState::Disabling(DisableTasks::Requeue) => {
+                for row in self.rows_of(key) {
+                    self.stop_to_requeue(row, RequeueCause::JobDisabled, fx);
+                }
+            }
+            JobState::Disabling(DisableTasks::Terminate) => {
+                for row in self.rows_of(key) {
+                    self.terminate_live(row, fx);
+                }
+            }
+            JobState::Terminating | JobState::Deleting => {
+                self.waiting -= job.ready_count;
+                job.ready.clear();
+                job.ready_count = 0;
+                for row in self.rows_of(key) {
+                    self.terminate_live(row, fx);
+                }
+            }
+        }
+        self.requeue_job(key);
+        self.settle(key, now, fx);
+    }
+
+    /// Attempts of a job whose task is running. Looks at all attempts of the
+    /// pool: their number is bounded by its slots, and jobs change rarely.
+    fn rows_of(&self, key: JobKey) -> Vec<Row> {
+        let of_job = self.live.iter().filter(|(_, live)| live.job == key && live.phase != Phase::Zombie);
+        let mut rows: Vec<Row> = of_job.map(|(row, _)| *row).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    /// Moves the job on if nothing of it runs any more.
+    pub(super) fn settle(&mut self, key: JobKey, now: Now, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        if job.pending || job.running > 0 {
+            return;
+        }
+        let state = job.view.state;
+        if state == JobState::Active {
+            if job.view.ends_when_complete && job.ready_count == 0 && !job.more_to_come {
+                job.pending = true;
+                job.asked_to_complete = true;
+                let event = JobEvent::Terminate(job::REASON_ALL_COMPLETE.to_owned());
+                fx.jobs.push(JobWrite { job: key, event, only_if_all_complete: true });
+            }
+            return;
+        }
+        if !state.is_transitional() || job.zombies > 0 {
+            return;
+        }
+        if job.linger_until > now.mono {
+            self.timers.insert((job.linger_until, Timer::Job(key)));
+            return;
+        }
+        if state == JobState::Deleting {
+            fx.purge.push(key);
+            self.drop_job(key, fx);
+        } else {
+            job.pending = true;
+            fx.jobs.push(JobWrite { job: key, event: JobEvent::Drained, only_if_all_complete: false });
+        }
+    }
+
+    fn arm_wall_clock(&mut self, key: JobKey, now: Now) {
+        if let Some(end) = self.jobs.get(&key).and_then(|job| job.view.wall_clock_end) {
+            self.timers.insert((now.mono + end.since(now.wall), Timer::Job(key)));
+        }
+    }
+
+    pub(super) fn job_timer(&mut self, key: JobKey, now: Now, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        let alive = match job.view.state {
+            JobState::Active | JobState::Disabling(_) | JobState::Disabled | JobState::Enabling => true,
+            JobState::Terminating | JobState::Completed | JobState::Deleting => false,
+        };
+        if alive && let Some(end) = job.view.wall_clock_end {
+            if end <= now.wall {
+                if job.pending {
+                    // Somebody else's change is under way: look again soon.
+                    self.timers.insert((now.mono + Duration::from_millis(20), Timer::Job(key)));
+                } else {
+                    self.end_job(key, JobEvent::Terminate(job::REASON_WALL_CLOCK.to_owned()), fx);
+                }
+                return;
+            }
+            self.arm_wall_clock(key, now);
+        }
+        self.settle(key, now, fx);
+    }
+
+    /// The scheduler itself changes a job: nothing more of it is placed.
+    pub(super) fn end_job(&mut self, key: JobKey, event: JobEvent, fx: &mut Effects) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        job.pending = true;
+        fx.jobs.push(JobWrite { job: key, event, only_if_all_complete: false });
+        self.dequeue(key);
+    }
+
+    /// What a task's exit conditions say about its job.
+    pub(super) fn exit_action(&mut self, key: JobKey, action: JobAction, fx: &mut Effects) {
+        let Some(job) = self.jobs.get(&key) else { return };
+        if !job.view.exit_actions || job.view.state != JobState::Active {
+            return;
+        }
+        match action {
+            JobAction::None => {}
+            JobAction::Disable => self.end_job(key, JobEvent::Disable(DisableTasks::Requeue), fx),
+            JobAction::Terminate => self.end_job(key, JobEvent::Terminate(job::REASON_TASK_FAILED.to_owned()), fx),
+        }
+    }
+
+    /// Puts the job where it belongs among those with something to run.
+    pub(super) fn requeue_job(&mut self, key: JobKey) {
+        self.dequeue(key);
+        let by_creation = self.by_creation;
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        let full = job.view.max_parallel.is_some_and(|max| job.running >= max);
+        if job.view.state != JobState::Active || job.pending || full || job.ready_count == 0 {
+            return;
+        }
+        let share = if by_creation {
+            u64::try_from(job.view.created.as_micros()).unwrap_or(0)
+        } else {
+            job.running_slots
+        };
+        let order = (-job.view.priority, share, job.served);
+        job.queued = Some(order);
+        job.queued_sizes.extend(job.ready.keys());
+        for slots in &job.queued_sizes {
+            self.eligible.entry(*slots).or_default().insert((order, key));
+        }
+    }
+
+    fn dequeue(&mut self, key: JobKey) {
+        let Some(job) = self.jobs.get_mut(&key) else { return };
+        let Some(order) = job.queued.take() else { return };
+        for slots in job.queued_sizes.drain(..) {
+            if let Some(set) = self.eligible.get_mut(&slots) {
+                set.remove(&(order, key));
+                if set.is_empty() {
+                    self.eligible.remove(&slots);
+                }
+            }
+        }
+    }
+}
+
+impl Job {
+    fn new(view: JobView) -> Self {
+        Self {
+            view,
+            ready: BTreeMap::new(),
+            ready_count: 0,
+            running: 0,
+            running_slots: 0,
+            zombies: 0,
+            served: 0,
+            queued: None,
+            queued_sizes: Vec::new(),
+            pending: false,
+            asked_to_complete: false,
+            more_to_come: false,
+            linger_until: Duration::ZERO,
+        }
+    }
+}

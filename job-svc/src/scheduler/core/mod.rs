@@ -1,0 +1,531 @@
+//! The scheduler of one pool, without clock, network or database.
+//!
+//! [`Core::step`] takes one input and the time and adds to [`Effects`] what has
+//! to happen: changes to commit, messages to send after that commit, replies.
+//! [`Core::place`] then fills free slots. The core's picture runs ahead of the
+//! store by the commits that are under way; if one fails, the picture is thrown
+//! away and loaded again.
+//!
+//! - [`jobs`]: waiting tasks and the states of jobs;
+//! - [`nodes`]: agents, leases, attempts that run;
+//! - [`place`]: which task runs where.
+//!
+//! Rules that hold after every step ([`Core::check`] tests them):
+//! - a task is at most once in the core: waiting, or with one attempt on one node;
+//! - the slots of the attempts on a node are never given to others, also while
+//!   an attempt that was terminated has not confirmed its end (a *zombie*: its
+//!   task is completed already, its process may still run);
+//! - a terminated task that a user activates again waits until its zombie has
+//!   gone, and one that is deleted is removed only then: no two attempts of a
+//!   task are ever alive.
+
+mod jobs;
+mod nodes;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiln_ids::NodeId;
+use kiln_time::Timestamp;
+
+use crate::domain::exit::JobAction;
+use crate::domain::job::JobState;
+use crate::domain::task::{AttemptEnd, RequeueCause, TaskEvent};
+use crate::store::JobWrite;
+
+pub use place::WaitReason;
+
+/// Row of a task in the store.
+pub type Row = u64;
+/// Row of a job in the store.
+pub type JobKey = u64;
+/// One work stream; numbers are never used twice.
+pub type Conn = u64;
+/// Who waits for an answer.
+pub type ReplyId = u64;
+
+/// The time, twice: leases must not move when somebody sets the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// For records.
+    pub wall: Timestamp,
+    /// Since some moment of the past; never goes back.
+    pub mono: Duration,
+}
+
+/// Times the core works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// After so much silence of a node its tasks run elsewhere (lease and margin).
+    pub patience: Duration,
+    /// How long a transitional state caused by a call stays visible.
+    pub linger: Duration,
+}
+
+/// What the scheduler knows of a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobView {
+    /// Its row.
+    pub key: JobKey,
+    /// Version of the row this was read from.
+    pub version: u64,
+    /// Where it stands.
+    pub state: JobState,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Tasks that may run at once.
+    pub max_parallel: Option<u32>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// It ends when all its tasks have.
+    pub ends_when_complete: bool,
+    /// It performs the job actions of exit conditions.
+    pub exit_actions: bool,
+    /// Retries of tasks that say nothing.
+    pub default_retries: i32,
+    /// When its wall clock runs out.
+    pub wall_clock_end: Option<Timestamp>,
+}
+
+/// A task that waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadyTask {
+    /// Its row.
+    pub row: Row,
+    /// Slots it takes.
+    pub slots: u16,
+    /// Number of the latest attempt.
+    pub attempt: u32,
+    /// Retries so far.
+    pub retry_count: u32,
+    /// Retries it may have; [`INHERIT_RETRIES`](crate::domain::spec::INHERIT_RETRIES) means the job's.
+    pub max_retries: i32,
+    /// Hash of the node it would like; 0 for none.
+    pub affinity: u32,
+}
+
+/// What a node that takes no new tasks does with those it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunningTasks {
+    /// Stopped and given back.
+    Requeue,
+    /// Stopped for good.
+    Terminate,
+    /// Run to their end.
+    Wait,
+}
+
+/// What an agent says about its node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Slots it has.
+    pub slots: u16,
+    /// It takes new tasks.
+    pub accepting: bool,
+    /// If not: what becomes of the ones it has.
+    pub running_tasks: RunningTasks,
+    /// The pool fills a node before it uses the next.
+    pub pack: bool,
+    /// The pool prefers older jobs over an equal share.
+    pub by_creation: bool,
+}
+
+/// An attempt in an agent's view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Place in the agent's list, to name it in effects.
+    pub token: u32,
+    /// Row of the task, if we know an attempt of that name.
+    pub row: Option<Row>,
+    /// Its attempt.
+    pub attempt: u32,
+    /// It has ended; its report follows.
+    pub ended: bool,
+}
+
+/// What happens to the scheduler.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// A job with all its open tasks, as the store has them.
+    Loaded {
+        /// The job.
+        view: JobView,
+        /// Tasks that wait.
+        ready: Vec<ReadyTask>,
+        /// Tasks that run, with their nodes.
+        running: Vec<(ReadyTask, Arc<NodeId>)>,
+    },
+    /// The job's row changed. `answer`: this is what became of a [`JobWrite`].
+    Job {
+        /// As it is now.
+        view: JobView,
+        /// Whether the core asked for the change itself.
+        answer: bool,
+    },
+    /// The job's row is gone, or the job belongs to another pool now.
+    JobGone(JobKey),
+    /// New or reactivated tasks.
+    Added {
+        /// Their job.
+        job: JobKey,
+        /// The tasks.
+        tasks: Vec<ReadyTask>,
+    },
+    /// A task got another limit of retries.
+    Retries {
+        /// Its job.
+        job: JobKey,
+        /// The task.
+        row: Row,
+        /// Its slots.
+        slots: u16,
+        /// The limit.
+        max_retries: i32,
+    },
+    /// A user ends a task.
+    Terminate {
+        /// Its job.
+        job: JobKey,
+        /// The task.
+        row: Row,
+        /// Its slots.
+        slots: u16,
+        /// Who asks.
+        reply: ReplyId,
+    },
+    /// A user removes a task that waits or runs.
+    Delete {
+        /// Its job.
+        job: JobKey,
+        /// The task.
+        row: Row,
+        /// Its slots.
+        slots: u16,
+        /// Who asks.
+        reply: ReplyId,
+    },
+    /// A new stream of a node.
+    Hello {
+        /// The stream.
+        conn: Conn,
+        /// The node.
+        node: Arc<NodeId>,
+        /// This life of its agent.
+        incarnation: String,
+        /// What it says about itself.
+        status: NodeStatus,
+        /// What it holds.
+        seen: Vec<Seen>,
+    },
+    /// The agent says something new about its node.
+    Status {
+        /// Its stream.
+        conn: Conn,
+        /// What.
+        status: NodeStatus,
+    },
+    /// The agent wants to go on.
+    Lease {
+        /// Its stream.
+        conn: Conn,
+        /// Comes back in the grant.
+        sequence: u64,
+    },
+    /// The agent ends in order; nothing runs there any more.
+    Goodbye {
+        /// Its stream.
+        conn: Conn,
+    },
+    /// The stream is gone; the agent may come back.
+    Disconnected {
+        /// The stream.
+        conn: Conn,
+    },
+    /// The agent began with an attempt.
+    Started {
+        /// Its stream.
+        conn: Conn,
+        /// The task.
+        row: Row,
+        /// The attempt.
+        attempt: u32,
+        /// When.
+        at: Timestamp,
+    },
+    /// An attempt ended.
+    Ended {
+        /// The agent's stream.
+        conn: Conn,
+        /// The task.
+        row: Row,
+        /// The attempt.
+        attempt: u32,
+        /// How.
+        end: AttemptEnd,
+        /// What its exit conditions say about the job, if this is final.
+        action: JobAction,
+    },
+    /// An attempt that we do not know (any more) ended on this stream's node.
+    ForeignEnded {
+        /// The agent's stream.
+        conn: Conn,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A message for an agent, sent when the commit of its step is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Send {
+    /// The stream is accepted.
+    Welcome(Conn),
+    /// Run this attempt.
+    Assign(Conn, Row, u32),
+    /// Stop this attempt.
+    Stop(Conn, Row, u32),
+    /// Stop the attempt at this place of the agent's list.
+    StopSeen(Conn, u32),
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The core has no such task: it is completed, or not known yet.
+    Unknown,
+    /// The task has completed already.
+    Completed,
+    /// Something else is being done to the task; it can be tried again.
+    Busy,
+}
+
+/// What has to happen after steps.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Events to apply to tasks, in order.
+    pub tasks: Vec<(Row, JobKey, TaskEvent)>,
+    /// Tasks to remove, after the events.
+    pub deleted: Vec<(Row, JobKey)>,
+    /// Events of jobs.
+    pub jobs: Vec<JobWrite>,
+    /// Messages, after the commit.
+    pub sends: Vec<Send>,
+    /// Answers to commands, after the commit.
+    pub replies: Vec<(ReplyId, Result<(), Refused>)>,
+    /// Jobs whose rows can be removed, after the commit.
+    pub purge: Vec<JobKey>,
+    /// Lease grants; need no commit.
+    pub grants: Vec<(Conn, u64)>,
+    /// Streams to close; needs no commit.
+    pub close: Vec<Conn>,
+    /// Nodes whose lease ran out, for logs and metrics.
+    pub expired: Vec<Arc<NodeId>>,
+}
+
+/// Place of a job among those that have something to run: smallest first.
+type Order = (i32, u64, u64);
+
+#[derive(Debug)]
+struct Job {
+    view: JobView,
+    /// Waiting tasks by slots, then by age.
+    ready: BTreeMap<u16, BTreeMap<Row, Waiting>>,
+    ready_count: usize,
+    /// Attempts whose task is running.
+    running: u32,
+    running_slots: u64,
+    zombies: u32,
+    /// When it was served last, to take turns with its equals.
+    served: u64,
+    /// Where it is in `eligible`, and under which sizes.
+    queued: Option<Order>,
+    queued_sizes: Vec<u16>,
+    /// A [`JobWrite`] is under way.
+    pending: bool,
+    asked_to_complete: bool,
+    /// "All complete" was denied: tasks were added that we have not heard of yet.
+    more_to_come: bool,
+    linger_until: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    attempt: u32,
+    retry_count: u32,
+    max_retries: i32,
+    affinity: u32,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: Arc<NodeId>,
+    conn: Option<Conn>,
+    incarnation: String,
+    status: NodeStatus,
+    /// Attempts that hold slots here.
+    rows: Vec<Row>,
+    used: u32,
+    /// Attempts that only the agent knows, until they have ended.
+    foreign: u32,
+    lease_end: Duration,
+    /// Where it is in `free`.
+    queued: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Asked to stop, to be given back when it has.
+    Requeuing(RequeueCause),
+    /// Asked to stop; the task is completed already.
+    Zombie,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Live {
+    job: JobKey,
+    node: u32,
+    attempt: u32,
+    slots: u16,
+    retry_count: u32,
+    max_retries: i32,
+    affinity: u32,
+    phase: Phase,
+}
+
+/// What follows when a zombie has gone.
+#[derive(Debug)]
+enum After {
+    Ready(ReadyTask),
+    Delete(Vec<ReplyId>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Lease(u32),
+    Job(JobKey),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Core {
+    settings: Settings,
+    jobs: HashMap<JobKey, Job>,
+    /// Jobs that have something to run, by the slots of their tasks: a job
+    /// whose tasks fit nowhere costs nothing.
+    eligible: BTreeMap<u16, BTreeSet<(Order, JobKey)>>,
+    nodes: Vec<Option<Node>>,
+    unused: Vec<u32>,
+    by_name: HashMap<Arc<NodeId>, u32>,
+    by_hash: HashMap<u32, u32>,
+    by_conn: HashMap<Conn, u32>,
+    /// Nodes with free slots, by how many.
+    free: BTreeSet<(u16, u32)>,
+    live: HashMap<Row, Live>,
+    after: HashMap<Row, After>,
+    timers: BTreeSet<(Duration, Timer)>,
+    /// Tasks that wait, of all jobs.
+    waiting: usize,
+    served: u64,
+    pack: bool,
+    by_creation: bool,
+}
+
+impl Core {
+    /// An empty scheduler.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            jobs: HashMap::new(),
+            eligible: BTreeMap::new(),
+            nodes: Vec::new(),
+            unused: Vec::new(),
+            by_name: HashMap::new(),
+            by_hash: HashMap::new(),
+            by_conn: HashMap::new(),
+            free: BTreeSet::new(),
+            live: HashMap::new(),
+            after: HashMap::new(),
+            timers: BTreeSet::new(),
+            waiting: 0,
+            served: 0,
+            pack: false,
+            by_creation: false,
+        }
+    }
+
+    /// Takes one input. [`Core::place`] is called once after several.
+    pub fn step(&mut self, input: Input, now: Now, fx: &mut Effects) {
+        match input {
+            Input::Loaded { view, ready, running } => self.load(view, ready, running, now, fx),
+            Input::Job { view, answer } => self.change_job(view, answer, now, fx),
+            Input::JobGone(job) => self.drop_job(job, fx),
+            Input::Added { job, tasks } => self.add(job, tasks, now, fx),
+            Input::Retries { job, row, slots, max_retries } => self.set_retries(job, row, slots, max_retries),
+            Input::Terminate { job, row, slots, reply } => self.terminate(job, row, slots, reply, now, fx),
+            Input::Delete { job, row, slots, reply } => self.delete(job, row, slots, reply, now, fx),
+            Input::Hello { conn, node, incarnation, status, seen } => {
+                self.hello(conn, &node, incarnation, status, &seen, now, fx);
+            }
+            Input::Status { conn, status } => self.set_status(conn, status, now, fx),
+            Input::Lease { conn, sequence } => self.renew(conn, sequence, now, fx),
+            Input::Goodbye { conn } => self.goodbye(conn, now, fx),
+            Input::Disconnected { conn } => self.disconnect(conn),
+            Input::Started { conn, row, attempt, at } => self.started(conn, row, attempt, at, fx),
+            Input::Ended { conn, row, attempt, end, action } => self.ended(conn, row, attempt, end, action, now, fx),
+            Input::ForeignEnded { conn } => self.foreign_ended(conn),
+            Input::Tick => self.tick(now, fx),
+        }
+    }
+
+    /// When [`Input::Tick`] is needed next.
+    pub fn next_tick(&self) -> Option<Duration> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Whether the scheduler has this job.
+    pub fn has_job(&self, job: JobKey) -> bool {
+        self.jobs.contains_key(&job)
+    }
+
+    /// Whether an attempt of this task holds slots.
+    pub fn is_live(&self, row: Row) -> bool {
+        self.live.contains_key(&row)
+    }
+
+    /// Whether the scheduler has nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.is_empty() && self.by_name.is_empty()
+    }
+
+    /// Tasks that wait and attempts that hold slots, for metrics.
+    pub fn depth(&self) -> (usize, usize) {
+        (self.waiting, self.live.len())
+    }
+
+    /// Streams that are open.
+    pub fn conns(&self) -> impl Iterator<Item = Conn> + '_ {
+        self.by_conn.keys().copied()
+    }
+
+    /// The stream of a node.
+    pub fn conn_of(&self, node: &NodeId) -> Option<Conn> {
+        self.nodes[*self.by_name.get(node)? as usize].as_ref()?.conn
+    }
+
+    fn tick(&mut self, now: Now, fx: &mut Effects) {
+        while let Some((at, timer)) = self.timers.first().copied() {
+            if at > now.mono {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Lease(node) => self.lease_timer(node, now, fx),
+                Timer::Job(job) => self.job_timer(job, now, fx),
+            }
+        }
+    }
+}

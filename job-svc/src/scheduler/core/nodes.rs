@@ -1,0 +1,430 @@
+//! Agents, their leases, and the attempts they run.
+
+use super::*;
+use crate::domain::spec::{INHERIT_RETRIES, affinity_hash};
+use crate::domain::task::{EndCause, Verdict, judge};
+
+impl Core {
+    fn node_index(&mut self, name: &Arc<NodeId>, now: Now) -> u32 {
+        if let Some(index) = self.by_name.get(name) {
+            return *index;
+        }
+        let node = Node {
+            name: name.clone(),
+            conn: None,
+            incarnation: String::new(),
+            status: NodeStatus {
+                slots: 0,
+                accepting: false,
+                running_tasks: RunningTasks::Wait,
+                pack: self.pack,
+                by_creation: self.by_creation,
+            },
+            rows: Vec::new(),
+            used: 0,
+            foreign: 0,
+            lease_end: now.mono + self.settings.patience,
+            queued: None,
+        };
+        let lease_end = node.lease_end;
+        let index = match self.unused.pop() {
+            Some(index) => {
+                self.nodes[index as usize] = Some(node);
+                index
+            }
+            None => {
+                self.nodes.push(Some(node));
+                u32::try_from(self.nodes.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        self.by_name.insert(name.clone(), index);
+        self.by_hash.insert(affinity_hash(name.as_str()), index);
+        self.timers.insert((lease_end, Timer::Lease(index)));
+        index
+    }
+
+    fn node(&mut self, index: u32) -> Option<&mut Node> {
+        self.nodes.get_mut(index as usize)?.as_mut()
+    }
+
+    /// A running attempt the store knows; its agent has the length of a lease
+    /// to say hello.
+    pub(super) fn adopt(&mut self, job: JobKey, task: ReadyTask, name: &Arc<NodeId>, now: Now) {
+        if self.live.contains_key(&task.row) {
+            return;
+        }
+        let index = self.node_index(name, now);
+        self.bind(job, task, index);
+    }
+
+    /// Books an attempt on a node.
+    pub(super) fn bind(&mut self, job: JobKey, task: ReadyTask, index: u32) {
+        let live = Live {
+            job,
+            node: index,
+            attempt: task.attempt,
+            slots: task.slots,
+            retry_count: task.retry_count,
+            max_retries: task.max_retries,
+            affinity: task.affinity,
+            phase: Phase::Running,
+        };
+        self.live.insert(task.row, live);
+        if let Some(node) = self.node(index) {
+            node.rows.push(task.row);
+            node.used += u32::from(task.slots);
+        }
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.running += 1;
+            job.running_slots += u64::from(task.slots);
+        }
+        self.refresh_node(index);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn hello(
+        &mut self,
+        conn: Conn,
+        name: &Arc<NodeId>,
+        incarnation: String,
+        status: NodeStatus,
+        seen: &[Seen],
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let index = self.node_index(name, now);
+        let lease_end = now.mono + self.settings.patience;
+        let Some(node) = self.node(index) else { return };
+        let old = node.conn.replace(conn);
+        node.lease_end = lease_end;
+        node.incarnation = incarnation;
+        node.foreign = 0;
+        let here = node.rows.clone();
+        if let Some(old) = old {
+            self.by_conn.remove(&old);
+            fx.close.push(old);
+        }
+        self.by_conn.insert(conn, index);
+        fx.sends.push(Send::Welcome(conn));
+        let mut kept = Vec::with_capacity(here.len());
+        let mut foreign = 0;
+        for seen in seen {
+            let current = seen.row.filter(|row| {
+                self.live.get(row).is_some_and(|live| live.node == index && live.attempt == seen.attempt)
+            });
+            match current {
+                Some(row) => kept.push((row, seen.ended)),
+                None if seen.ended => {}
+                None => {
+                    foreign += 1;
+                    fx.sends.push(Send::StopSeen(conn, seen.token));
+                }
+            }
+        }
+        if let Some(node) = self.node(index) {
+            node.foreign = foreign;
+        }
+        // Whatever the agent does not have is over: the assignment never
+        // arrived, or it died with the agent's former life.
+        for row in here {
+            if !kept.iter().any(|(kept, _)| *kept == row) {
+                self.lose(row, now, fx);
+            }
+        }
+        for (row, ended) in kept {
+            if let Some(live) = self.live.get(&row)
+                && live.phase != Phase::Running
+                && !ended
+            {
+                fx.sends.push(Send::Stop(conn, row, live.attempt));
+            }
+        }
+        self.set_status(conn, status, now, fx);
+    }
+
+    pub(super) fn set_status(&mut self, conn: Conn, status: NodeStatus, now: Now, fx: &mut Effects) {
+        let Some(index) = self.by_conn.get(&conn).copied() else { return };
+        let Some(node) = self.node(index) else { return };
+        node.status = status;
+        let rows = if status.accepting { Vec::new() } else { node.rows.clone() };
+        self.pack = status.pack;
+        if self.by_creation != status.by_creation {
+            self.by_creation = status.by_creation;
+            let keys: Vec<JobKey> = self.jobs.keys().copied().collect();
+            for key in keys {
+                self.requeue_job(key);
+            }
+        }
+        for row in rows {
+            match status.running_tasks {
+                RunningTasks::Requeue => self.stop_to_requeue(row, RequeueCause::NodeAction, fx),
+                RunningTasks::Terminate => {
+                    let job = self.live.get(&row).map(|live| live.job);
+                    self.terminate_live(row, fx);
+                    if let Some(job) = job {
+                        self.settle(job, now, fx);
+                    }
+                }
+                RunningTasks::Wait => {}
+            }
+        }
+        self.refresh_node(index);
+    }
+
+    pub(super) fn renew(&mut self, conn: Conn, sequence: u64, now: Now, fx: &mut Effects) {
+        let lease_end = now.mono + self.settings.patience;
+        let Some(index) = self.by_conn.get(&conn).copied() else { return };
+        if let Some(node) = self.node(index) {
+            node.lease_end = lease_end;
+            fx.grants.push((conn, sequence));
+        }
+    }
+
+    pub(super) fn goodbye(&mut self, conn: Conn, now: Now, fx: &mut Effects) {
+        let Some(index) = self.by_conn.remove(&conn) else { return };
+        fx.close.push(conn);
+        if let Some(node) = self.node(index) {
+            node.conn = None;
+        }
+        self.remove_node(index, now, fx);
+    }
+
+    pub(super) fn disconnect(&mut self, conn: Conn) {
+        let Some(index) = self.by_conn.remove(&conn) else { return };
+        if let Some(node) = self.node(index) {
+            node.conn = None;
+        }
+        self.refresh_node(index);
+    }
+
+    pub(super) fn lease_timer(&mut self, index: u32, now: Now, fx: &mut Effects) {
+        let Some(node) = self.node(index) else { return };
+        if node.lease_end > now.mono {
+            let at = node.lease_end;
+            self.timers.insert((at, Timer::Lease(index)));
+            return;
+        }
+        fx.expired.push(node.name.clone());
+        if let Some(conn) = node.conn.take() {
+            self.by_conn.remove(&conn);
+            fx.close.push(conn);
+        }
+        self.remove_node(index, now, fx);
+    }
+
+    /// Nothing runs on this node any more, as far as we may know.
+    fn remove_node(&mut self, index: u32, now: Now, fx: &mut Effects) {
+        let Some(node) = self.node(index) else { return };
+        node.foreign = 0;
+        let (rows, name) = (node.rows.clone(), node.name.clone());
+        for row in rows {
+            self.lose(row, now, fx);
+        }
+        self.refresh_node(index);
+        let lease_end = self.node(index).map(|node| node.lease_end);
+        self.by_name.remove(&name);
+        if self.by_hash.get(&affinity_hash(name.as_str())) == Some(&index) {
+            self.by_hash.remove(&affinity_hash(name.as_str()));
+        }
+        if let Some(lease_end) = lease_end {
+            self.timers.remove(&(lease_end, Timer::Lease(index)));
+        }
+        self.timers.retain(|(_, timer)| *timer != Timer::Lease(index));
+        self.nodes[index as usize] = None;
+        self.unused.push(index);
+    }
+
+    /// An attempt is over without a report.
+    fn lose(&mut self, row: Row, now: Now, fx: &mut Effects) {
+        let Some(live) = self.live.get(&row).copied() else { return };
+        match live.phase {
+            Phase::Running => self.give_back(row, live, RequeueCause::NodeLost, now, fx),
+            Phase::Requeuing(cause) => self.give_back(row, live, cause, now, fx),
+            Phase::Zombie => self.bury(row, live, now, fx),
+        }
+    }
+
+    pub(super) fn started(&mut self, conn: Conn, row: Row, attempt: u32, at: Timestamp, fx: &mut Effects) {
+        let Some(live) = self.current(conn, row, attempt) else { return };
+        if live.phase != Phase::Zombie {
+            fx.tasks.push((row, live.job, TaskEvent::Start { attempt, at }));
+        }
+    }
+
+    /// The attempt, if it is the current one and this is its node's stream.
+    fn current(&self, conn: Conn, row: Row, attempt: u32) -> Option<Live> {
+        let index = self.by_conn.get(&conn)?;
+        let live = self.live.get(&row)?;
+        (live.node == *index && live.attempt == attempt).then_some(*live)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn ended(
+        &mut self,
+        conn: Conn,
+        row: Row,
+        attempt: u32,
+        end: AttemptEnd,
+        action: JobAction,
+        now: Now,
+        fx: &mut Effects,
+    ) {
+        let Some(live) = self.current(conn, row, attempt) else { return };
+        let cause = match live.phase {
+            Phase::Zombie => {
+                self.bury(row, live, now, fx);
+                return;
+            }
+            Phase::Requeuing(cause) => cause,
+            Phase::Running => RequeueCause::AgentFailure,
+        };
+        let default = self.jobs.get(&live.job).map_or(0, |job| job.view.default_retries);
+        let max = if live.max_retries == INHERIT_RETRIES { default } else { live.max_retries };
+        match judge(&end, live.retry_count, max) {
+            Verdict::Finish => {
+                let by_request = end.cause == EndCause::Stopped;
+                fx.tasks.push((row, live.job, TaskEvent::Finish { attempt, end }));
+                self.release(row, live);
+                if !by_request {
+                    self.exit_action(live.job, action, fx);
+                }
+            }
+            Verdict::Retry => {
+                fx.tasks.push((row, live.job, TaskEvent::Retry { attempt, end }));
+                self.release(row, live);
+                let again = ReadyTask { retry_count: live.retry_count + 1, ..live.ready(row) };
+                self.insert_ready(live.job, again);
+            }
+            Verdict::Requeue => {
+                self.give_back(row, live, cause, now, fx);
+                return;
+            }
+        }
+        self.requeue_job(live.job);
+        self.settle(live.job, now, fx);
+    }
+
+    pub(super) fn foreign_ended(&mut self, conn: Conn) {
+        let Some(index) = self.by_conn.get(&conn).copied() else { return };
+        if let Some(node) = self.node(index) {
+            node.foreign = node.foreign.saturating_sub(1);
+        }
+        self.refresh_node(index);
+    }
+
+    /// Asks the agent to stop an attempt that will be run again later.
+    pub(super) fn stop_to_requeue(&mut self, row: Row, cause: RequeueCause, fx: &mut Effects) {
+        let Some(live) = self.live.get_mut(&row) else { return };
+        if live.phase != Phase::Running {
+            return;
+        }
+        live.phase = Phase::Requeuing(cause);
+        let live = *live;
+        self.send_stop(row, live, fx);
+    }
+
+    /// Ends a running task: it is completed at once, its process is stopped,
+    /// its slots are free when the agent has confirmed that.
+    pub(super) fn terminate_live(&mut self, row: Row, fx: &mut Effects) {
+        let Some(live) = self.live.get_mut(&row) else { return };
+        if live.phase == Phase::Zombie {
+            return;
+        }
+        live.phase = Phase::Zombie;
+        let live = *live;
+        fx.tasks.push((row, live.job, TaskEvent::Terminate));
+        if let Some(job) = self.jobs.get_mut(&live.job) {
+            job.running -= 1;
+            job.running_slots -= u64::from(live.slots);
+            job.zombies += 1;
+        }
+        self.send_stop(row, live, fx);
+        self.requeue_job(live.job);
+    }
+
+    fn send_stop(&mut self, row: Row, live: Live, fx: &mut Effects) {
+        if let Some(conn) = self.node(live.node).and_then(|node| node.conn) {
+            fx.sends.push(Send::Stop(conn, row, live.attempt));
+        }
+    }
+
+    /// The attempt is over; the task waits again.
+    fn give_back(&mut self, row: Row, live: Live, cause: RequeueCause, now: Now, fx: &mut Effects) {
+        fx.tasks.push((row, live.job, TaskEvent::Requeue { attempt: live.attempt, cause }));
+        self.release(row, live);
+        self.insert_ready(live.job, live.ready(row));
+        self.requeue_job(live.job);
+        self.settle(live.job, now, fx);
+    }
+
+    /// The process of a terminated task has gone.
+    fn bury(&mut self, row: Row, live: Live, now: Now, fx: &mut Effects) {
+        self.live.remove(&row);
+        self.free_slots(live.node, row, live.slots);
+        if let Some(job) = self.jobs.get_mut(&live.job) {
+            job.zombies -= 1;
+        }
+        match self.after.remove(&row) {
+            None => {}
+            Some(After::Ready(task)) => {
+                self.insert_ready(live.job, task);
+                self.requeue_job(live.job);
+            }
+            Some(After::Delete(replies)) => {
+                fx.deleted.push((row, live.job));
+                fx.replies.extend(replies.into_iter().map(|reply| (reply, Ok(()))));
+            }
+        }
+        self.settle(live.job, now, fx);
+    }
+
+    fn release(&mut self, row: Row, live: Live) {
+        self.live.remove(&row);
+        self.free_slots(live.node, row, live.slots);
+        if let Some(job) = self.jobs.get_mut(&live.job) {
+            job.running -= 1;
+            job.running_slots -= u64::from(live.slots);
+        }
+    }
+
+    pub(super) fn free_slots(&mut self, index: u32, row: Row, slots: u16) {
+        if let Some(node) = self.node(index) {
+            if let Some(at) = node.rows.iter().position(|held| *held == row) {
+                node.rows.swap_remove(at);
+            }
+            node.used = node.used.saturating_sub(u32::from(slots));
+        }
+        self.refresh_node(index);
+    }
+
+    /// Puts the node where it belongs among those with free slots.
+    pub(super) fn refresh_node(&mut self, index: u32) {
+        let Some(node) = self.nodes.get_mut(index as usize).and_then(Option::as_mut) else { return };
+        let taken = node.used.saturating_add(node.foreign);
+        let free = u32::from(node.status.slots).saturating_sub(taken);
+        let usable = node.conn.is_some() && node.status.accepting && free > 0;
+        let wanted = usable.then(|| u16::try_from(free).unwrap_or(u16::MAX));
+        if wanted == node.queued {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut node.queued, wanted) {
+            self.free.remove(&(old, index));
+        }
+        if let Some(new) = wanted {
+            self.free.insert((new, index));
+        }
+    }
+}
+
+impl Live {
+    fn ready(&self, row: Row) -> ReadyTask {
+        ReadyTask {
+            row,
+            slots: self.slots,
+            attempt: self.attempt,
+            retry_count: self.retry_count,
+            max_retries: self.max_retries,
+            affinity: self.affinity,
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! How the actor understands what it is told: names become rows.
+
+use std::collections::HashSet;
+
+use kiln_ids::{JobId, TaskId};
+use kiln_proto::job::v1::{AttemptKey, TaskSpec};
+use prost::Message;
+
+use super::actor::{Actor, Broken, Waiter};
+use super::core::{Conn, Input, JobKey, JobView, ReadyTask, Row, Seen};
+use super::job_info::{self, JobInfo};
+use super::link::Link;
+use super::note::{Command, Hello, Note, Report, Up};
+use crate::domain::exit::{self, JobAction};
+use crate::domain::job::JobState;
+use crate::domain::task::{AttemptEnd, TaskState};
+use crate::store::{JobRow, TaskRow};
+
+impl Actor {
+    pub(super) async fn take_note(&mut self, note: Note) -> Result<(), Broken> {
+        match note {
+            Note::JobChanged(job) => self.job_changed(job).await?,
+            Note::Added { job, tasks } => self.tasks_added(job, tasks).await?,
+            Note::Reactivated { job, row } => self.reactivated(job, row).await?,
+            Note::Constraints(task) => self.constraints_changed(*task),
+            Note::Terminate(command) => {
+                let (job, row, slots, reply) = self.register(command).await?;
+                self.inputs.push_back(Input::Terminate { job, row, slots, reply });
+            }
+            Note::Delete(command) => {
+                let (job, row, slots, reply) = self.register(command).await?;
+                self.inputs.push_back(Input::Delete { job, row, slots, reply });
+            }
+            Note::Cleanup { node, key } => {
+                if let Some(conn) = self.core.conn_of(&node) {
+                    self.batch.mail.to(conn).cleanup.tasks.push(key);
+                }
+            }
+            Note::Explain { job, row, slots, reply } => {
+                // The answer has to know of everything before it.
+                self.step();
+                self.absorb().await?;
+                let _ = reply.send(self.core.explain(job, row, slots));
+            }
+            Note::Hello(hello) => self.hello(*hello).await?,
+            Note::Up(conn, up) => self.up(conn, up),
+        }
+        Ok(())
+    }
+
+    /// Remembers a job's row; returns the core's view of it.
+    pub(super) fn note_job(&mut self, row: JobRow) -> JobView {
+        let view = job_info::view(&row);
+        self.job_ids.insert(row.job.key().into_owned(), row.row);
+        let info = self.jobs.entry(row.row).or_insert_with(|| JobInfo {
+            job: row.job.clone(),
+            spec: row.spec.clone(),
+            names: Default::default(),
+            loaded_to: 0,
+        });
+        info.spec = row.spec;
+        view
+    }
+
+    async fn job_changed(&mut self, job: JobKey) -> Result<(), Broken> {
+        // The row is read again: notes may come late, and an old state of a job
+        // that is over must not bring it back.
+        let row = self.context.store.job_by_row(job).await?;
+        match row {
+            Some(row) if row.pool == self.pool && self.core.has_job(job) => {
+                let view = self.note_job(row);
+                self.inputs.push_back(Input::Job { view, answer: false });
+            }
+            Some(row) if row.pool == self.pool => {
+                if row.life.state != JobState::Completed {
+                    // A job that is being deleted may have been given up before.
+                    let by_client = row.life.state == JobState::Deleting;
+                    let key = row.row;
+                    self.load_job(row).await?;
+                    if by_client {
+                        self.linger(key);
+                    }
+                }
+            }
+            Some(_) | None => {
+                self.forget_job(job);
+                self.inputs.push_back(Input::JobGone(job));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the state "deleting" of a job that was completed be seen for a while.
+    fn linger(&mut self, key: JobKey) {
+        if let Some(Input::Loaded { view, .. }) = self.inputs.back() {
+            let view = JobView { state: JobState::Deleting, ..view.clone() };
+            if view.key == key {
+                self.inputs.pop_back();
+                let before = JobView { state: JobState::Completed, version: 0, ..view.clone() };
+                self.inputs.push_back(Input::Loaded { view: before, ready: Vec::new(), running: Vec::new() });
+                self.inputs.push_back(Input::Job { view, answer: false });
+            }
+        }
+    }
+
+    /// Makes sure that a job is loaded, if it is this pool's and not over.
+    async fn ensure_job(&mut self, job: JobKey) -> Result<(), Broken> {
+        if self.jobs.contains_key(&job) {
+            return Ok(());
+        }
+        self.job_changed(job).await?;
+        self.step();
+        self.absorb().await
+    }
+
+    async fn tasks_added(&mut self, job: JobKey, tasks: Vec<TaskRow>) -> Result<(), Broken> {
+        self.ensure_job(job).await?;
+        let Some(info) = self.jobs.get(&job) else { return Ok(()) };
+        let loaded_to = info.loaded_to;
+        let mut ready = Vec::with_capacity(tasks.len());
+        for task in tasks.into_iter().filter(|task| task.row > loaded_to) {
+            ready.push(ready_task(&task));
+            self.cache.offer(task);
+        }
+        self.inputs.push_back(Input::Added { job, tasks: ready });
+        Ok(())
+    }
+
+    async fn reactivated(&mut self, job: JobKey, row: Row) -> Result<(), Broken> {
+        self.ensure_job(job).await?;
+        // What the caller saw may be old by now.
+        let rows = self.context.store.load_tasks(vec![row]).await?;
+        let active: Vec<TaskRow> =
+            rows.into_iter().filter(|task| matches!(task.task.state, TaskState::Active)).collect();
+        if !active.is_empty() && !self.is_ahead(row) {
+            let tasks = active.iter().map(ready_task).collect();
+            self.inputs.push_back(Input::Added { job, tasks });
+        }
+        Ok(())
+    }
+
+    /// Whether our picture of this task is newer than the store's.
+    fn is_ahead(&self, row: Row) -> bool {
+        self.live.get(&row).is_some_and(|task| matches!(task.task.state, TaskState::Running { .. }))
+    }
+
+    fn constraints_changed(&mut self, task: TaskRow) {
+        let change = |kept: &mut TaskRow| {
+            kept.spec = task.spec.clone();
+            kept.facts = task.facts;
+            kept.last_modified = task.last_modified;
+        };
+        self.cache.update(task.row, change);
+        if let Some(live) = self.live.get_mut(&task.row) {
+            change(live);
+        }
+        self.inputs.push_back(Input::Retries {
+            job: task.job,
+            row: task.row,
+            slots: task.facts.slots,
+            max_retries: task.facts.max_retries,
+        });
+    }
+
+    async fn register(&mut self, command: Command) -> Result<(JobKey, Row, u16, u64), Broken> {
+        self.ensure_job(command.job).await?;
+        self.next_reply += 1;
+        self.waiters.insert(self.next_reply, Waiter { reply: command.reply, answer: command.answer });
+        Ok((command.job, command.row, command.slots, self.next_reply))
+    }
+
+    async fn hello(&mut self, hello: Hello) -> Result<(), Broken> {
+        let mut seen = Vec::with_capacity(hello.attempts.len());
+        let mut keys = Vec::with_capacity(hello.attempts.len());
+        for (key, ended) in hello.attempts {
+            let token = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+            seen.push(Seen { token, row: self.row_of(&key), attempt: key.attempt, ended });
+            keys.push(key);
+        }
+        tracing::info!(
+            account = %self.account, pool.id = %self.pool, node.id = %hello.node, attempts = keys.len(),
+            slots = hello.status.slots, "an agent opened its work stream"
+        );
+        let link = Link { out: hello.out, closer: hello.closer, foreign: HashSet::new(), seen: keys };
+        self.links.insert(hello.conn, link);
+        self.inputs.push_back(Input::Hello {
+            conn: hello.conn,
+            node: hello.node,
+            incarnation: hello.incarnation,
+            status: hello.status,
+            seen,
+        });
+        // So that its foreign attempts are known before its reports are read.
+        self.step();
+        self.absorb().await
+    }
+
+    fn up(&mut self, conn: Conn, up: Up) {
+        if !self.links.contains_key(&conn) {
+            return;
+        }
+        match up {
+            Up::Lease(sequence) => self.inputs.push_back(Input::Lease { conn, sequence }),
+            Up::Status(status) => self.inputs.push_back(Input::Status { conn, status }),
+            Up::Goodbye => self.inputs.push_back(Input::Goodbye { conn }),
+            Up::Gone => {
+                self.links.remove(&conn);
+                self.inputs.push_back(Input::Disconnected { conn });
+            }
+            Up::Reports(reports) => {
+                for (key, report) in reports {
+                    self.report(conn, key, report);
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, conn: Conn, key: AttemptKey, report: Report) {
+        let row = self.row_of(&key);
+        match report {
+            Report::Started(at) => {
+                if let Some(row) = row {
+                    self.inputs.push_back(Input::Started { conn, row, attempt: key.attempt, at });
+                }
+            }
+            Report::Ended(end) => {
+                let foreign = (key.job_id.clone(), key.task_id.clone(), key.attempt);
+                if self.links.get_mut(&conn).is_some_and(|link| link.foreign.remove(&foreign)) {
+                    self.inputs.push_back(Input::ForeignEnded { conn });
+                } else if let Some(row) = row {
+                    let action = self.exit_action(row, &end);
+                    self.inputs.push_back(Input::Ended { conn, row, attempt: key.attempt, end, action });
+                }
+                // Whether it was applied now, before, or is of no interest: when
+                // the commit with it, and all before it, are durable, the agent
+                // may forget it.
+                self.batch.mail.to(conn).acks.push(key);
+            }
+        }
+    }
+
+    fn exit_action(&self, row: Row, end: &AttemptEnd) -> JobAction {
+        let Some(task) = self.live.get(&row) else { return JobAction::None };
+        if !self.jobs.get(&task.job).is_some_and(JobInfo::exit_actions) {
+            return JobAction::None;
+        }
+        match TaskSpec::decode(task.spec.clone()) {
+            Ok(spec) => exit::job_action(spec.exit_conditions.as_ref(), end),
+            Err(error) => {
+                tracing::error!(row, %error, "a stored spec cannot be read");
+                JobAction::None
+            }
+        }
+    }
+
+    /// The row of an attempt that holds slots.
+    fn row_of(&self, key: &AttemptKey) -> Option<Row> {
+        let job = JobId::parse(&key.job_id).ok()?;
+        let task = TaskId::parse(&key.task_id).ok()?;
+        let job = self.job_ids.get(&*job.key())?;
+        self.jobs.get(job)?.names.get(&*task.key()).copied()
+    }
+
+    /// Keeps a task whose attempt holds slots at hand.
+    pub(super) fn enter_live(&mut self, task: TaskRow) {
+        if let Some(info) = self.jobs.get_mut(&task.job) {
+            info.names.insert(task.id.key().into_owned(), task.row);
+        }
+        self.live.insert(task.row, task);
+    }
+}
+
+fn ready_task(task: &TaskRow) -> ReadyTask {
+    ReadyTask {
+        row: task.row,
+        slots: task.facts.slots,
+        attempt: task.task.attempt,
+        retry_count: task.task.retry_count,
+        max_retries: task.facts.max_retries,
+        affinity: task.facts.affinity,
+    }
+}

@@ -1,0 +1,18 @@
+//! Placing tasks on nodes.
+//!
+//! - [`core`]: what to do, as a pure function of what happened;
+//! - [`actor`]: does it, one actor for each pool; [`intake`] understands what it
+//!   is told, [`absorb`] turns decisions into writes and messages;
+//! - [`registry`]: finds the actor of a pool;
+//! - [`note`], [`link`], [`cache`], [`job_info`]: messages to the actor, streams
+//!   to agents, tasks at hand, what it keeps of jobs.
+
+mod absorb;
+pub mod actor;
+pub mod cache;
+pub mod core;
+mod intake;
+pub mod job_info;
+pub mod link;
+pub mod note;
+pub mod registry;

@@ -1,0 +1,121 @@
+//! What an actor is told.
+
+use std::sync::Arc;
+
+use kiln_ids::NodeId;
+use kiln_proto::job::v1::{AttemptKey, WorkDown};
+use kiln_time::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::core::{Conn, JobKey, NodeStatus, Refused, Row};
+use super::core::WaitReason;
+use crate::domain::task::AttemptEnd;
+use crate::store::{NewAnswer, TaskRow};
+
+/// One message to the actor of a pool.
+#[derive(Debug)]
+pub enum Note {
+    /// A client created or changed a job, or moved it into or out of this pool.
+    JobChanged(JobKey),
+    /// A client added tasks.
+    Added {
+        /// Their job.
+        job: JobKey,
+        /// The new rows.
+        tasks: Vec<TaskRow>,
+    },
+    /// A client activated a task again.
+    Reactivated {
+        /// Its job.
+        job: JobKey,
+        /// Its row.
+        row: Row,
+    },
+    /// A client changed a task's constraints.
+    Constraints(Box<TaskRow>),
+    /// A client ends a task.
+    Terminate(Command),
+    /// A client removes a task.
+    Delete(Command),
+    /// A task was removed that ran here.
+    Cleanup {
+        /// Where it ran.
+        node: Arc<NodeId>,
+        /// Its name.
+        key: AttemptKey,
+    },
+    /// Why does this task wait?
+    Explain {
+        /// Its job.
+        job: JobKey,
+        /// Its row.
+        row: Row,
+        /// Its slots.
+        slots: u16,
+        /// Who asks.
+        reply: oneshot::Sender<WaitReason>,
+    },
+    /// An agent opened a stream.
+    Hello(Box<Hello>),
+    /// An agent says something.
+    Up(Conn, Up),
+}
+
+/// A client's command about a task that may wait or run.
+#[derive(Debug)]
+pub struct Command {
+    /// Its job.
+    pub job: JobKey,
+    /// Its row.
+    pub row: Row,
+    /// Its slots.
+    pub slots: u16,
+    /// Remembered in the same commit if the command is done.
+    pub answer: Option<NewAnswer>,
+    /// Who asks.
+    pub reply: oneshot::Sender<Result<(), Refused>>,
+}
+
+/// See [`Note::Hello`].
+#[derive(Debug)]
+pub struct Hello {
+    /// The stream.
+    pub conn: Conn,
+    /// The node.
+    pub node: Arc<NodeId>,
+    /// This life of its agent.
+    pub incarnation: String,
+    /// What it says about itself.
+    pub status: NodeStatus,
+    /// What it holds, and whether that has ended.
+    pub attempts: Vec<(AttemptKey, bool)>,
+    /// To the agent.
+    pub out: mpsc::Sender<WorkDown>,
+    /// Ends the stream.
+    pub closer: CancellationToken,
+}
+
+/// What an agent says.
+#[derive(Debug)]
+pub enum Up {
+    /// It wants to go on.
+    Lease(u64),
+    /// About its node.
+    Status(NodeStatus),
+    /// About its attempts.
+    Reports(Vec<(AttemptKey, Report)>),
+    /// It ends in order.
+    Goodbye,
+    /// Its stream has ended.
+    Gone,
+}
+
+/// One report.
+#[derive(Debug)]
+pub enum Report {
+    /// The attempt began.
+    Started(Timestamp),
+    /// The attempt ended.
+    Ended(AttemptEnd),
+}
