@@ -121,7 +121,11 @@ impl Transfer {
         let limit = async { if patient { std::future::pending().await } else { tokio::time::sleep(PATIENCE).await } };
         let closing = self.transfers.closing.clone();
         let part = tokio::select! {
-            part = self.parts.recv() => part,
+            part = self.parts.recv() => {
+                // An answer that has ended need not be told to stop.
+                self.done |= part.is_none();
+                part
+            }
             () = limit => {
                 let why = "the node did not answer in time";
                 return Err(Error::new(Kind::DeadlineExceeded, "OperationTimedOut", why));

@@ -103,7 +103,7 @@ pub fn plan(
 ) -> Vec<Decision> {
     let mut decisions = Vec::new();
     let mut starts = 0;
-    let end = resize_end(pool, nodes, now);
+    let gave_up = no_more_nodes(pool, nodes, now);
     let mut sizing = Vec::new();
     size(pool, nodes, now, limits, &mut sizing);
     let begin_to_leave: BTreeSet<NodeId> = sizing
@@ -122,9 +122,10 @@ pub fn plan(
         });
         if node.state.is_leaving() {
             decisions.extend(leave(node, sight, now, limits));
-        } else if end == Some(End::GiveUp) && !node.allocated && !sight.exists {
+        } else if gave_up && !node.allocated && !sight.alive {
             // It was never made, and nobody waits for it any more.
-            decisions.push(Decision::Forget(node.id.clone()));
+            let remains = if sight.exists { Decision::TakeAway } else { Decision::Forget };
+            decisions.push(remains(node.id.clone()));
         } else {
             for decision in tend(node, sight, now, limits) {
                 if matches!(decision, Decision::Start(_)) {
@@ -141,18 +142,14 @@ pub fn plan(
     decisions
 }
 
-/// Whether the running resize is over, apart from having met its target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    GiveUp,
-}
-
-fn resize_end(pool: &Pool, nodes: &[Node], now: Timestamp) -> Option<End> {
+/// Whether nodes that were not made so far will not be made.
+fn no_more_nodes(pool: &Pool, nodes: &[Node], now: Timestamp) -> bool {
     match (pool.state, pool.allocation) {
-        (PoolState::Deleting, _) => None,
-        (PoolState::Active, Allocation::Steady | Allocation::Stopping) => Some(End::GiveUp),
+        // They leave like all others.
+        (PoolState::Deleting, _) => false,
+        (PoolState::Active, Allocation::Steady | Allocation::Stopping) => true,
         (PoolState::Active, Allocation::Resizing(resize)) => {
-            (!is_met(pool, nodes) && now.since(resize.started) >= resize.timeout).then_some(End::GiveUp)
+            !is_met(pool, nodes) && now.since(resize.started) >= resize.timeout
         }
     }
 }
