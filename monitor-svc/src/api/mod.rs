@@ -59,7 +59,11 @@ impl Api {
         let log = self.store.log().await.map_err(Error::from)?;
         let position = cursor::read(&log, "cursor", from)?;
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
-            Error::new(Kind::ResourceExhausted, "TooManyRequests", "too many watch streams are open; close some or retry")
+            Error::new(
+                Kind::ResourceExhausted,
+                "TooManyRequests",
+                "too many watch streams are open; close some or retry",
+            )
         })?;
         let watcher = Watcher {
             store: self.store.clone(),
@@ -112,8 +116,7 @@ impl MonitorService for Api {
         let size = page::size(request.page_size, 100, 1000)?;
         let log = self.store.log().await.map_err(Error::from)?;
         let after = cursor::read(&log, "page_token", &request.page_token)?;
-        let filter =
-            Filter { subject_prefix: request.subject_prefix.to_lowercase(), type_prefix: request.type_prefix };
+        let filter = Filter { subject_prefix: request.subject_prefix.to_lowercase(), type_prefix: request.type_prefix };
         let listed = self.store.list(&account, filter, after, size).await.map_err(Error::from)?;
         let events = listed.events.iter().map(|event| logged_event(&log.id, event)).collect::<Result<_, _>>()?;
         let next_page_token = listed.next.map(|position| cursor::write(&log.id, position)).unwrap_or_default();

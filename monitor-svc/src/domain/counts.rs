@@ -155,7 +155,8 @@ impl Span {
         }
         let length = i128::from(end_micros) - i128::from(start_micros);
         let length = u128::try_from(length).map_err(|_| InvalidSpan::EndBeforeStart)?;
-        let points = u64::try_from(length / u128::from(step_micros.unsigned_abs())).unwrap_or(u64::MAX).saturating_add(1);
+        let points =
+            u64::try_from(length / u128::from(step_micros.unsigned_abs())).unwrap_or(u64::MAX).saturating_add(1);
         if points > MAX_POINTS {
             return Err(InvalidSpan::TooManyPoints(points));
         }
@@ -259,7 +260,12 @@ mod tests {
         assert_eq!(span.buckets(), (10, 16));
         let changes = Changes {
             before: [(ACTIVE.to_owned(), 5)].into(),
-            buckets: vec![(10, ACTIVE.into(), -1), (11, RUNNING.into(), 1), (12, RUNNING.into(), 1), (16, ACTIVE.into(), -4)],
+            buckets: vec![
+                (10, ACTIVE.into(), -1),
+                (11, RUNNING.into(), 1),
+                (12, RUNNING.into(), 1),
+                (16, ACTIVE.into(), -4),
+            ],
         };
         let points: Vec<(i64, i64, i64)> = span
             .points(changes)

@@ -50,10 +50,9 @@ impl Store for SqliteStore {
     async fn log(&self) -> Result<LogState, StoreError> {
         self.database
             .read(|connection| {
-                let (id, events, floor) =
-                    connection.prepare_cached("SELECT id, events, floor FROM log")?.query_row([], |row| {
-                        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-                    })?;
+                let (id, events, floor) = connection
+                    .prepare_cached("SELECT id, events, floor FROM log")?
+                    .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
                 let last = connection
                     .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
                     .query_row([], |row| row.get(0))
@@ -77,15 +76,244 @@ impl Store for SqliteStore {
             .await
     }
 
-    async /// Two ways to find what a list asks for: a rare prefix through the index of
+    async fn list(&self, account: &str, filter: Filter, after: i64, limit: u32) -> Result<Listed, StoreError> {
+        let account = account.to_owned();
+        self.database.read(move |connection| list(connection, &account, &filter, after, limit)).await
+    }
+
+    async fn last_of(&self, account: &str, subject: &str, types: &[&str]) -> Result<Option<Logged>, StoreError> {
+        let (account, subject) = (account.to_owned(), subject.to_owned());
+        let types: Vec<String> = types.iter().map(|text| (*text).to_owned()).collect();
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT position, sequence, subject, type, event FROM events
+                     WHERE account = ?1 AND subject = ?2 ORDER BY position DESC",
+                )?;
+                let mut rows = statement.query(params![account, subject])?;
+                while let Some(row) = rows.next()? {
+                    let event = logged(row)?;
+                    if types.is_empty() || types.contains(&event.event_type) {
+                        return Ok(Some(event));
+                    }
+                }
+                Ok(None)
+            })
+            .await
+    }
+
+    async fn tasks(
+        &self,
+        account: &str,
+        job: &str,
+        after_task: Option<String>,
+        limit: u32,
+    ) -> Result<TaskEvents, StoreError> {
+        let (account, prefix) = (account.to_owned(), format!("jobs/{job}/tasks/"));
+        self.database.read(move |connection| tasks(connection, &account, &prefix, after_task, limit)).await
+    }
+
+    async fn changes(
+        &self,
+        account: &str,
+        scope: &str,
+        span: Span,
+        since_micros: Option<i64>,
+    ) -> Result<Changes, StoreError> {
+        let (account, scope) = (account.to_owned(), scope.to_owned());
+        self.database
+            .read(move |connection| {
+                let since = since_micros.map_or(0, |micros| micros.div_euclid(1_000_000));
+                let (first, last) = span.buckets();
+                // The bucket in which everything began may hold older changes.
+                let first = first.max(since.div_euclid(span.width) + 1);
+                let before = sum(connection, &account, &scope, since, first.saturating_mul(span.width))?;
+                let mut statement = connection.prepare_cached(
+                    "SELECT bucket, counter, delta FROM counters
+                     WHERE account = ?1 AND scope = ?2 AND width = ?3 AND bucket BETWEEN ?4 AND ?5
+                     ORDER BY bucket",
+                )?;
+                let rows = statement.query_map(params![account, scope, span.width, first, last], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })?;
+                Ok(Changes { before, buckets: collect(rows)? })
+            })
+            .await
+    }
+
+    async fn first_change(&self, account: &str, scope: &str) -> Result<Option<i64>, StoreError> {
+        let (account, scope) = (account.to_owned(), scope.to_owned());
+        self.database
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT min(bucket) FROM counters WHERE account = ?1 AND scope = ?2 AND width = ?3",
+                )?;
+                for width in WIDTHS {
+                    let first: Option<i64> = statement.query_row(params![account, scope, width], |row| row.get(0))?;
+                    if let Some(bucket) = first {
+                        return Ok(Some(bucket.saturating_mul(width).saturating_mul(1_000_000)));
+                    }
+                }
+                Ok(None)
+            })
+            .await
+    }
+
+    async fn gaps(&self) -> Result<Vec<Gap>, StoreError> {
+        self.database
+            .read(|connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT name, contiguous + 1, newest, gap_since FROM sources WHERE gap_since IS NOT NULL",
+                )?;
+                let rows = statement.query_map([], |row| {
+                    Ok(Gap {
+                        source: row.get(0)?,
+                        first_missing: row.get(1)?,
+                        newest: row.get(2)?,
+                        since_micros: row.get(3)?,
+                    })
+                })?;
+                collect(rows)
+            })
+            .await
+    }
+
+    async fn accept_gaps(&self, before_micros: i64) -> Result<usize, StoreError> {
+        self.database
+            .write(move |connection| {
+                // Later ones of the same source are found at its next event.
+                Ok(connection
+                    .prepare_cached("UPDATE sources SET contiguous = newest, gap_since = NULL WHERE gap_since < ?1")?
+                    .execute([before_micros])?)
+            })
+            .await
+    }
+
+    async fn prune(&self, keep: Keep) -> Result<Pruned, StoreError> {
+        self.database.write(move |connection| retention::prune(connection, keep)).await
+    }
+}
+
+/// What the writer knows of a source during one transaction.
+struct Source {
+    number: i64,
+    contiguous: i64,
+    newest: i64,
+    forgotten: i64,
+}
+
+fn append(connection: &Connection, facts: Vec<Fact>, now_micros: i64) -> Result<Appended, StoreError> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO events (source, sequence, account, subject, topic, type, time, event)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (source, sequence) DO NOTHING",
+    )?;
+    let mut sources: HashMap<String, Source> = HashMap::new();
+    let mut topics = HashSet::new();
+    let mut sums: HashMap<(String, String, i64, String), i64> = HashMap::new();
+    let mut new = 0_i64;
+    for fact in facts {
+        if !sources.contains_key(&fact.source) {
+            sources.insert(fact.source.clone(), source(connection, &fact.source, fact.sequence)?);
+        }
+        let Some(source) = sources.get_mut(&fact.source) else { continue };
+        if fact.sequence <= source.forgotten {
+            continue;
+        }
+        let topic = fact.topic();
+        let inserted = insert.execute(params![
+            source.number,
+            fact.sequence,
+            fact.account,
+            fact.subject,
+            topic,
+            fact.event_type,
+            fact.time_micros,
+            fact.bytes
+        ])?;
+        if inserted == 0 {
+            continue;
+        }
+        new += 1;
+        source.newest = source.newest.max(fact.sequence);
+        topics.insert((fact.account.clone(), topic.to_owned()));
+        let second = fact.time_micros.div_euclid(1_000_000);
+        for delta in fact.deltas {
+            *sums.entry((fact.account.clone(), delta.scope, second, delta.counter)).or_default() += delta.delta;
+        }
+    }
+    count(connection, sums)?;
+    for source in sources.values() {
+        follow(connection, source, now_micros)?;
+    }
+    connection.prepare_cached("UPDATE log SET events = events + ?1")?.execute([new])?;
+    Ok(Appended { topics: topics.into_iter().collect(), new: usize::try_from(new).unwrap_or(usize::MAX) })
+}
+
+fn source(connection: &Connection, name: &str, first_sequence: i64) -> Result<Source, StoreError> {
+    let known = connection
+        .prepare_cached("SELECT number, contiguous, newest, forgotten FROM sources WHERE name = ?1")?
+        .query_row([name], |row| {
+            Ok(Source { number: row.get(0)?, contiguous: row.get(1)?, newest: row.get(2)?, forgotten: row.get(3)? })
+        })
+        .optional()?;
+    if let Some(source) = known {
+        return Ok(source);
+    }
+    // What a source announced before we listened is not missed.
+    let contiguous = first_sequence.saturating_sub(1);
+    connection
+        .prepare_cached("INSERT INTO sources (name, contiguous, newest) VALUES (?1, ?2, ?2)")?
+        .execute(params![name, contiguous])?;
+    Ok(Source { number: connection.last_insert_rowid(), contiguous, newest: contiguous, forgotten: 0 })
+}
+
+/// Adds the sums to the counters of every width.
+fn count(connection: &Connection, sums: HashMap<(String, String, i64, String), i64>) -> Result<(), StoreError> {
+    let mut add = connection.prepare_cached(
+        "INSERT INTO counters (account, scope, width, bucket, counter, delta) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT DO UPDATE SET delta = delta + excluded.delta",
+    )?;
+    for ((account, scope, second, counter), delta) in sums {
+        if delta == 0 {
+            continue;
+        }
+        for width in WIDTHS {
+            add.execute(params![account, scope, width, second.div_euclid(width), counter, delta])?;
+        }
+    }
+    Ok(())
+}
+
+/// Moves `contiguous` over what has come, and notes whether something is missing.
+fn follow(connection: &Connection, source: &Source, now_micros: i64) -> Result<(), StoreError> {
+    let mut contiguous = source.contiguous;
+    if source.newest > contiguous {
+        let mut statement = connection
+            .prepare_cached("SELECT sequence FROM events WHERE source = ?1 AND sequence > ?2 ORDER BY sequence")?;
+        let mut rows = statement.query(params![source.number, contiguous])?;
+        while let Some(row) = rows.next()? {
+            let sequence: i64 = row.get(0)?;
+            if sequence != contiguous + 1 {
+                break;
+            }
+            contiguous = sequence;
+        }
+    }
+    let gap_since = (source.newest > contiguous).then_some(now_micros);
+    connection
+        .prepare_cached(
+            "UPDATE sources SET newest = ?2, contiguous = ?3,
+             gap_since = CASE WHEN ?4 IS NULL THEN NULL
+                              WHEN contiguous = ?3 THEN coalesce(gap_since, ?4) ELSE ?4 END
+             WHERE number = ?1",
+        )?
+        .execute(params![source.number, source.newest, contiguous, gap_since])?;
+    Ok(())
+}
+
+/// Two ways to find what a list asks for: a rare prefix through the index of
 /// subjects, everything else in a stretch of the log. Both are bounded.
-fn list(
-    connection: &Connection,
-    account: &str,
-    filter: &Filter,
-    after: i64,
-    limit: u32,
-) -> Result<Listed, StoreError> {
+fn list(connection: &Connection, account: &str, filter: &Filter, after: i64, limit: u32) -> Result<Listed, StoreError> {
     let subjects = (filter.subject_prefix.clone(), format!("{}{LAST}", filter.subject_prefix));
     let types = (filter.type_prefix.clone(), format!("{}{LAST}", filter.type_prefix));
     if !filter.subject_prefix.is_empty() {
