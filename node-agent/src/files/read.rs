@@ -19,8 +19,9 @@ const PIECE: usize = 256 * 1024;
 /// A growing file is looked at this often.
 const POLL: Duration = Duration::from_millis(40);
 
-/// Sends a file's content, or the asked part of it. With `follow` it goes on until
-/// the task that owns the file has ended and everything was sent.
+/// Sends a file's properties, then its content or the asked part of it. With
+/// `follow` it goes on until the task that owns the file has ended and
+/// everything was sent.
 ///
 /// # Errors
 /// As [`resolve`]; `InvalidRange` if the range begins behind the end.
@@ -42,6 +43,12 @@ pub async fn read(
         return Err(FileFailure::new("InvalidRange", message));
     }
     let failed = |error: std::io::Error| FileFailure::io(Path::new(path), &error);
+    // Properties first, then bytes.
+    let (root, asked) = (agent.root.clone(), path.to_owned());
+    let entry = super::blocking(move || super::list::stat(&root, &asked)).await?;
+    if !answer.send(Part::File(entry)).await {
+        return Ok(());
+    }
     file.seek(std::io::SeekFrom::Start(start)).await.map_err(failed)?;
     // Without `follow` what is written after the request is not sent.
     let mut left = match (end, options.follow) {
@@ -119,9 +126,8 @@ async fn open_once(agent: &Agent, path: &str) -> Result<(File, u64), FileFailure
         }
         Ok((file, metadata.len()))
     };
-    let (file, length) = tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| FileFailure::new("IOError", error.to_string()))??;
+    let (file, length) =
+        tokio::task::spawn_blocking(work).await.map_err(|error| FileFailure::new("IOError", error.to_string()))??;
     let mut file = File::from_std(file);
     file.set_max_buf_size(PIECE);
     Ok((file, length))

@@ -17,7 +17,7 @@ use kiln_proto::job::v1::{
 use kiln_proto::pool::v1::node_control_service_server::{NodeControlService, NodeControlServiceServer};
 use kiln_proto::pool::v1::{
     AnswerFileResponse, ControlDown, ControlUp, FileAnswer, FileRequest, HeartbeatAck, NodeReport, NodeSettings,
-    RegisterRequest, RegisterResponse, control_down, control_up, file_answer,
+    RegisterRequest, RegisterResponse, control_down, control_up, file_answer, file_request,
 };
 use kiln_testkit::eventually;
 use node_agent::{Config, run};
@@ -38,6 +38,7 @@ pub struct Log {
     pub registrations: Mutex<Vec<RegisterRequest>>,
     pub reports: Mutex<Vec<NodeReport>>,
     pub work: Mutex<Vec<work_up::Message>>,
+    ended: std::sync::atomic::AtomicUsize,
     pub answers: Mutex<HashMap<String, Vec<FileAnswer>>>,
     pub control_down: Mutex<Option<mpsc::UnboundedSender<Result<ControlDown, Status>>>>,
     pub work_down: Mutex<Option<mpsc::UnboundedSender<Result<WorkDown, Status>>>>,
@@ -45,6 +46,8 @@ pub struct Log {
     pub granting: Mutex<bool>,
     pub acking: Mutex<bool>,
     pub refusing_work: Mutex<bool>,
+    pub refusing_all: Mutex<bool>,
+    work_streams: Mutex<u64>,
     settings: Mutex<NodeSettings>,
     blob_endpoint: Mutex<String>,
     endpoint: Mutex<String>,
@@ -73,6 +76,9 @@ impl NodeControlService for Fake {
     type ControlStream = Down<ControlDown>;
 
     async fn control(&self, request: Request<Streaming<ControlUp>>) -> Result<Response<Self::ControlStream>, Status> {
+        if *self.0.refusing_all.lock().unwrap() {
+            return Err(Status::unavailable("not now"));
+        }
         if request.metadata().get("authorization").unwrap() != &format!("Bearer {NODE_TOKEN}") {
             return Err(Status::unauthenticated("wrong token"));
         }
@@ -117,10 +123,15 @@ impl WorkService for Fake {
     type WorkStream = Down<WorkDown>;
 
     async fn work(&self, request: Request<Streaming<WorkUp>>) -> Result<Response<Self::WorkStream>, Status> {
-        if *self.0.refusing_work.lock().unwrap() {
+        if *self.0.refusing_work.lock().unwrap() || *self.0.refusing_all.lock().unwrap() {
             return Err(Status::unavailable("not now"));
         }
         let (sender, receiver) = mpsc::unbounded_channel();
+        let number = {
+            let mut streams = self.0.work_streams.lock().unwrap();
+            *streams += 1;
+            *streams
+        };
         *self.0.work_down.lock().unwrap() = Some(sender);
         let log = self.0.clone();
         let mut inbound = request.into_inner();
@@ -135,12 +146,17 @@ impl WorkService for Fake {
                     }
                     work_up::Message::Reports(reports) if *log.acking.lock().unwrap() => {
                         let ended = reports.reports.iter().filter(|report| matches!(report.what, Some(What::Ended(_))));
-                        let attempts = ended.filter_map(|report| report.key.clone()).collect();
+                        let attempts: Vec<_> = ended.filter_map(|report| report.key.clone()).collect();
+                        log.ended.fetch_add(attempts.len(), std::sync::atomic::Ordering::Relaxed);
                         log.send_work(work_down::Message::Acks(ReportAcks { attempts }));
                     }
                     _ => {}
                 }
                 log.work.lock().unwrap().push(message);
+            }
+            // The other side has said all it wanted: close ours, too.
+            if *log.work_streams.lock().unwrap() == number {
+                log.work_down.lock().unwrap().take();
             }
         });
         Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receiver))))
@@ -162,6 +178,18 @@ impl Log {
     /// The work stream breaks.
     pub fn break_work(&self) {
         if let Some(sender) = self.work_down.lock().unwrap().take() {
+            let _ = sender.send(Err(Status::unavailable("broken by the test")));
+        }
+    }
+
+    /// Results that were acknowledged.
+    pub fn ended_count(&self) -> usize {
+        self.ended.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// The control stream breaks.
+    pub fn break_control(&self) {
+        if let Some(sender) = self.control_down.lock().unwrap().take() {
             let _ = sender.send(Err(Status::unavailable("broken by the test")));
         }
     }
@@ -188,17 +216,24 @@ impl Log {
     }
 
     pub async fn report(&self, what: &str, wanted: impl Fn(&NodeReport) -> bool) -> NodeReport {
-        eventually(what, || async { self.reports.lock().unwrap().last().filter(|report| wanted(report)).cloned() }).await
+        eventually(what, || async { self.reports.lock().unwrap().last().filter(|report| wanted(report)).cloned() })
+            .await
     }
 
     /// Asks for a file; gives the parts when the answer is complete.
     pub async fn ask(&self, request: FileRequest) -> Vec<file_answer::Part> {
         let id = request.transfer_id.clone();
+        // Of a file that is read the properties come first, then bytes.
+        let reading = matches!(request.operation, Some(file_request::Operation::Read(_)));
         self.command(0, control_down::Message::FileRequest(request));
         eventually("the answer", || async {
             let answers = self.answers.lock().unwrap();
             let parts: Vec<_> = answers.get(&id)?.iter().filter_map(|answer| answer.part.clone()).collect();
-            let complete = !matches!(parts.last()?, file_answer::Part::Data(_));
+            let complete = match parts.last()? {
+                file_answer::Part::Data(_) => false,
+                file_answer::Part::File(_) => !reading,
+                _ => true,
+            };
             complete.then_some(parts)
         })
         .await
@@ -210,7 +245,8 @@ pub struct World {
     pub log: Arc<Log>,
     pub store: Arc<Store>,
     pub blob_url: String,
-    pub dir: tempfile::TempDir,
+    /// Removed at the end.
+    _dir: tempfile::TempDir,
     pub shutdown: CancellationToken,
     pub join: JoinConfig,
     agent: Option<JoinHandle<anyhow::Result<()>>>,
@@ -244,7 +280,7 @@ impl World {
             join_token: "join-token".into(),
             node_dir: dir.path().join("node"),
         };
-        Self { log, store, blob_url, dir, shutdown: CancellationToken::new(), join, agent: None }
+        Self { log, store, blob_url, _dir: dir, shutdown: CancellationToken::new(), join, agent: None }
     }
 
     /// Services and an agent in this process.
@@ -258,7 +294,8 @@ impl World {
 
     /// An agent that is ready for tasks.
     pub async fn start() -> Self {
-        let world = Self::start_with(NodeSettings { task_slots: 4, is_dedicated: true, ..NodeSettings::default() }).await;
+        let world =
+            Self::start_with(NodeSettings { task_slots: 4, is_dedicated: true, ..NodeSettings::default() }).await;
         world.connected().await;
         world
     }
