@@ -1,5 +1,7 @@
 //! The data plane over real connections.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use base64::Engine;

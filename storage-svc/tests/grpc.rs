@@ -1,5 +1,7 @@
 //! The gRPC front, events, and what a restart finds.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::path::Path;

@@ -207,7 +207,7 @@ impl StorageService for StorageApi {
             }
         });
         let put = self.storage.put_blob(put, Box::pin(body)).await.map_err(refused)?;
-        Ok(Response::new(proto::UploadResponse { blob: Some(convert::blob(put.answer)) }))
+        Ok(Response::new(proto::UploadResponse { blob: Some(convert::blob(put.blob)) }))
     }
 
     type DownloadStream = Pin<Box<dyn Stream<Item = Result<proto::DownloadResponse, Status>> + Send>>;

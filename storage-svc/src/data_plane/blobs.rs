@@ -89,7 +89,7 @@ impl Job<'_> {
         };
         let done = self.plane.storage.put_blob(put, input.body()).await?;
         let mut reply = Reply::new(201)
-            .version(&done.answer.etag, done.answer.last_modified)
+            .version(&done.blob.etag, done.blob.last_modified)
             .md5("content-md5", Some(done.checksums.md5))
             .header("x-ms-request-server-encrypted", "false");
         if let Some(crc64) = done.checksums.crc64 {

@@ -9,6 +9,7 @@ use super::{Answer, Job, headers, xml};
 use crate::domain::StorageError;
 use crate::domain::access::Allowed;
 use crate::objects::Hasher;
+use crate::service::PutBlock;
 use crate::store::BlockList;
 
 /// Bytes of a block list document: 50,000 ids of 88 characters with their tags.
@@ -19,13 +20,19 @@ impl Job<'_> {
         self.refuse_blob_lease()?;
         let id = self.call.query.get("blockid").ok_or(StorageError::MissingRequiredQueryParameter("blockid"))?;
         let expected = headers::expected(self.call)?;
-        let only_new = self.allowed == Allowed::OnlyNew;
-        let (account, container, name) = self.name();
-        let storage = &self.plane.storage;
-        let done = storage.put_block(account, container, name, id, expected, only_new, input.body()).await?;
+        let (account, container, blob) = self.name();
+        let put = PutBlock {
+            account: account.to_owned(),
+            container: container.to_owned(),
+            blob: blob.to_owned(),
+            id: id.to_owned(),
+            expected,
+            only_new: self.allowed == Allowed::OnlyNew,
+        };
+        let checksums = self.plane.storage.put_block(put, input.body()).await?;
         let mut reply =
             Reply::new(201).md5("content-md5", expected.md5).header("x-ms-request-server-encrypted", "false");
-        if let Some(crc64) = done.checksums.crc64 {
+        if let Some(crc64) = checksums.crc64 {
             reply = reply.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64));
         }
         Ok(reply)

@@ -22,7 +22,7 @@ use crate::store::{Catalogue, Stamp};
 
 pub use copy::CopyRequest;
 pub use download::{ByteStream, Download};
-pub use upload::{Body, Expected, Put, PutBlob};
+pub use upload::{Body, Expected, Put, PutBlob, PutBlock};
 
 /// See the module. Clones share everything.
 #[derive(Debug, Clone)]

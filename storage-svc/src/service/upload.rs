@@ -47,11 +47,28 @@ pub struct PutBlob {
     pub request_id: String,
 }
 
-/// The outcome of a write of bytes.
+/// A block that is about to come in.
 #[derive(Debug, Clone)]
-pub struct Put<T> {
+pub struct PutBlock {
+    /// Owner.
+    pub account: String,
+    /// Container of the blob.
+    pub container: String,
+    /// The blob, which need not exist.
+    pub blob: String,
+    /// Base64, as the client wrote it.
+    pub id: String,
+    /// Checked against the bytes.
+    pub expected: Expected,
+    /// The blob must not exist yet.
+    pub only_new: bool,
+}
+
+/// The outcome of Put Blob.
+#[derive(Debug, Clone)]
+pub struct Put {
     /// What was written.
-    pub answer: T,
+    pub blob: Blob,
     /// Of the bytes that came in.
     pub checksums: Checksums,
 }
@@ -68,7 +85,7 @@ impl Storage {
     ///
     /// # Errors
     /// As Azure's Put Blob.
-    pub async fn put_blob(&self, put: PutBlob, body: Body<'_>) -> Result<Put<Blob>, StorageError> {
+    pub async fn put_blob(&self, put: PutBlob, body: Body<'_>) -> Result<Put, StorageError> {
         names::check_blob(&put.name)?;
         // A repeated request must reach its first answer.
         if put.request_id.is_empty() {
@@ -87,8 +104,8 @@ impl Storage {
         properties.content_md5 = properties.content_md5.or(Some(checksums.md5));
         let PutBlob { account, container, name, metadata, guard, request_id, .. } = put;
         let blob = NewBlob { container, name, properties, metadata, content, copy: None };
-        let answer = self.commit_blob(account, request_id, blob, written, guard).await?;
-        Ok(Put { answer, checksums })
+        let blob = self.commit_blob(account, request_id, blob, written, guard).await?;
+        Ok(Put { blob, checksums })
     }
 
     /// Commits a blob whose bytes are durable. Runs on by itself when the caller
@@ -115,45 +132,30 @@ impl Storage {
         .await
     }
 
-    /// Adds an uncommitted block.
+    /// Adds an uncommitted block; gives the checksums of its bytes.
     ///
     /// # Errors
     /// As Azure's Put Block.
-    pub async fn put_block(
-        &self,
-        account: &str,
-        container: &str,
-        blob: &str,
-        id: &str,
-        expected: Expected,
-        only_new: bool,
-        body: Body<'_>,
-    ) -> Result<Put<()>, StorageError> {
-        names::check_blob(blob)?;
-        names::check_block_id(id)?;
-        self.catalogue().container(account, container).await?;
+    pub async fn put_block(&self, put: PutBlock, body: Body<'_>) -> Result<Checksums, StorageError> {
+        names::check_blob(&put.blob)?;
+        names::check_block_id(&put.id)?;
+        self.catalogue().container(&put.account, &put.container).await?;
         // Blocks are never small ones: a list refers to them without copying.
-        let Received::Large(written) = self.receive(body, expected, MAX_BLOCK, 0).await? else {
+        let Received::Large(written) = self.receive(body, put.expected, MAX_BLOCK, 0).await? else {
             return Err(StorageError::InternalError);
         };
         let checksums = written.checksums;
-        let block = NewBlock {
-            container: container.to_owned(),
-            blob: blob.to_owned(),
-            id: id.to_owned(),
-            object: written.key.clone(),
-            length: written.length,
-        };
-        let stamp = self.stamp(account, "");
+        let PutBlock { account, container, blob, id, only_new, .. } = put;
+        let block = NewBlock { container, blob, id, object: written.key.clone(), length: written.length };
         let storage = self.clone();
-        let answer = detached(async move {
-            let outcome = storage.catalogue().put_block(stamp, block, only_new).await;
+        detached(async move {
+            let outcome = storage.catalogue().put_block(storage.stamp(&account, ""), block, only_new).await;
             let named = outcome.as_ref().map_or_else(may_be_committed, |()| true);
             settle(Some(written), named);
             outcome
         })
         .await?;
-        Ok(Put { answer, checksums })
+        Ok(checksums)
     }
 
     /// Makes or replaces a blob out of blocks.

@@ -1,6 +1,8 @@
 //! What every catalogue does. One function per subject, generic over the
 //! implementation; each uses accounts of its own.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;

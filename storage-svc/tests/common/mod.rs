@@ -1,6 +1,7 @@
 //! A running service, and a client that sends exactly what it is told: no
 //! library in between that tidies up paths or headers.
-#![allow(dead_code)] // Not every test file uses all of it.
+// Not every test file uses all of it; helpers of tests may panic.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
