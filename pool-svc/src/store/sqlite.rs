@@ -151,7 +151,8 @@ fn write_pool(connection: &Connection, account: &str, key: &str, write: &PoolWri
         PoolWrite::Insert(pool) => {
             let rows = connection
                 .prepare_cached("INSERT INTO pools VALUES (?1, ?2, 1, ?3, ?4) ON CONFLICT (account, pool) DO NOTHING")
-                .and_then(|mut s| Ok(s.execute(params![account, key, encode(pool).map_err(to_sql)?, pool.settings])?))
+                .map_err(sql)?
+                .execute(params![account, key, encode(pool)?, pool.settings])
                 .map_err(sql)?;
             if rows == 0 { Err(StoreError::PoolExists) } else { Ok(()) }
         }
@@ -169,10 +170,6 @@ fn write_pool(connection: &Connection, account: &str, key: &str, write: &PoolWri
             .execute(params![account, key, pool.revision])
             .map_err(sql)?),
     }
-}
-
-fn to_sql(error: StoreError) -> kiln_store::rusqlite::Error {
-    kiln_store::rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
 fn write_node(connection: &Connection, account: &str, pool: &str, write: &NodeWrite) -> Result<(), StoreError> {

@@ -1,5 +1,6 @@
 //! A running pool-svc, clients of it, and agents that do what a test says.
-#![allow(dead_code)]
+// Helpers outside of test functions; not every test file uses all of them.
+#![allow(clippy::unwrap_used, dead_code)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
