@@ -28,6 +28,7 @@ impl Actor {
             self.remove(row, job, now.wall)?;
             touched.push(row);
         }
+        touched.append(&mut fx.forget);
         for send in fx.sends.drain(..) {
             self.post(send);
         }

@@ -134,6 +134,13 @@ impl Actor {
             rows.into_iter().filter(|task| matches!(task.task.state, TaskState::Active)).collect();
         if !active.is_empty() && !self.is_ahead(row) {
             let tasks = active.iter().map(ready_task).collect();
+            for task in active {
+                // Its former attempt is still being stopped: what comes after
+                // that goes on from the new record.
+                if let Some(live) = self.live.get_mut(&row) {
+                    *live = task;
+                }
+            }
             self.inputs.push_back(Input::Added { job, tasks });
         }
         Ok(())

@@ -57,6 +57,7 @@ impl Core {
         for row in rows {
             if let Some(live) = self.live.remove(&row) {
                 self.free_slots(live.node, row, live.slots);
+                fx.forget.push(row);
             }
             if let Some(After::Delete(replies)) = self.after.remove(&row) {
                 fx.replies.extend(replies.into_iter().map(|reply| (reply, Ok(()))));

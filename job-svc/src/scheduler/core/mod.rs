@@ -315,6 +315,8 @@ pub struct Effects {
     pub sends: Vec<Send>,
     /// Answers to commands, after the commit.
     pub replies: Vec<(ReplyId, Result<(), Refused>)>,
+    /// Attempts that gave up their slots without an event.
+    pub forget: Vec<Row>,
     /// Jobs whose rows can be removed, after the commit.
     pub purge: Vec<JobKey>,
     /// Lease grants; need no commit.

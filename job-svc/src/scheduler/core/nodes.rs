@@ -360,6 +360,7 @@ impl Core {
     /// The process of a terminated task has gone.
     fn bury(&mut self, row: Row, live: Live, now: Now, fx: &mut Effects) {
         self.live.remove(&row);
+        fx.forget.push(row);
         self.free_slots(live.node, row, live.slots);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.zombies -= 1;
