@@ -1,5 +1,8 @@
 //! Files of nodes, relayed through the control stream.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use kiln_error::{Error, Kind};

@@ -1,5 +1,8 @@
 //! Real processes of the local provider.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::path::Path;

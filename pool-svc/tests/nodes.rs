@@ -1,5 +1,8 @@
 //! Nodes and their agents through the service's own port.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! Pools through the service's own port.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use kiln_error::Kind;
