@@ -21,7 +21,6 @@ use super::view::escape_whole;
 use super::{node_json, odata};
 use crate::task_file::{Files, ListOptions, Location};
 
-const CREATION_TIME: HeaderName = HeaderName::from_static("ocp-creation-time");
 const IS_DIRECTORY: HeaderName = HeaderName::from_static("ocp-batch-file-isdirectory");
 const FILE_URL: HeaderName = HeaderName::from_static("ocp-batch-file-url");
 const FILE_MODE: HeaderName = HeaderName::from_static("ocp-batch-file-mode");
@@ -109,17 +108,13 @@ pub(super) async fn delete(operation: Operation, call: &Call) -> Result<Reply, E
 
 fn describe(reply: Reply, file: &FileEntry, url: &str) -> Reply {
     let is_directory = if file.is_directory { "True" } else { "False" };
-    let reply = reply
+    // No ocp-creation-time: Linux does not tell when a file was made.
+    reply
         .version("", file.last_modified.as_ref())
         .header(CONTENT_TYPE, node_json::content_type(file))
         .header(IS_DIRECTORY, is_directory)
         .header(FILE_URL, &escape_whole(url))
-        .header(FILE_MODE, &node_json::file_mode(file));
-    // Linux does not tell when a file was made; clients of 2017 want the header.
-    match &file.last_modified {
-        Some(time) => reply.header(CREATION_TIME, &timestamp(time).to_http_date()),
-        None => reply,
-    }
+        .header(FILE_MODE, &node_json::file_mode(file))
 }
 
 /// Files have dates but no versions.

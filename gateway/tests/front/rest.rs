@@ -230,6 +230,7 @@ async fn files_of_tasks_are_listed_described_and_read() {
     assert_eq!(head.header("content-length"), "12");
     assert_eq!(head.header("ocp-batch-file-isdirectory"), "False");
     assert_eq!(head.header("ocp-batch-file-mode"), "0o100644");
+    assert!(head.headers.get("ocp-creation-time").is_none());
     assert!(head.header("ocp-batch-file-url").starts_with("http%3A%2F%2F127.0.0.1"));
 
     assert_eq!(gateway.get(&path).await.body, CONTENT);
