@@ -61,12 +61,7 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the store cannot be opened or the listener fails.
-pub async fn run(
-    config: Config,
-    deps: Deps,
-    listener: TcpListener,
-    shutdown: CancellationToken,
-) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::new()?;
     let store = open_store(&config).await?;
     let shared: Arc<dyn Store> = Arc::new(store.clone());

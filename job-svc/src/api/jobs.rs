@@ -154,9 +154,10 @@ impl Api {
                 return Err(Error::invalid("onAllTasksComplete", value, "is not one of the known values").into());
             }
         };
-        let pool = request.pool_id.as_deref().map(|pool| {
-            PoolId::parse(pool).map_err(|why| Error::bad_id("poolInfo.poolId", pool, &why))
-        });
+        let pool = request
+            .pool_id
+            .as_deref()
+            .map(|pool| PoolId::parse(pool).map_err(|why| Error::bad_id("poolInfo.poolId", pool, &why)));
         let update = JobUpdate {
             priority: request.priority,
             max_parallel_tasks: request.max_parallel_tasks,

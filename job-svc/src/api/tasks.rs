@@ -478,9 +478,7 @@ impl Api {
             WaitReason::MaxParallelTasks => {
                 explain("MaxParallelTasks", "The job runs as many tasks as its maxParallelTasks allows.".to_owned())
             }
-            WaitReason::NoFreeSlots => {
-                explain("NoFreeSlots", format!("No node has {slots} free slots at the moment."))
-            }
+            WaitReason::NoFreeSlots => explain("NoFreeSlots", format!("No node has {slots} free slots at the moment.")),
             WaitReason::BehindOthers => explain("BehindOthers", "Other tasks go first.".to_owned()),
         })
     }

@@ -92,12 +92,7 @@ pub enum Error {
 impl Error {
     /// A field with a value that is not allowed.
     pub fn invalid(name: impl Into<String>, value: impl ToString, why: impl Into<String>) -> Self {
-        Self::Invalid {
-            reason: "InvalidPropertyValue",
-            name: name.into(),
-            value: value.to_string(),
-            why: why.into(),
-        }
+        Self::Invalid { reason: "InvalidPropertyValue", name: name.into(), value: value.to_string(), why: why.into() }
     }
 
     /// A field that holds no id.

@@ -144,10 +144,9 @@ impl JobState {
                 Err(Error::JobState { state: self.name(), need: "it can be enabled when it is disabled" })
             }
             (S::Active | S::Disabling(_) | S::Disabled | S::Enabling, JobEvent::Terminate(_)) => Ok(S::Terminating),
-            (
-                S::Terminating | S::Completed,
-                JobEvent::Disable(_) | JobEvent::Enable | JobEvent::Terminate(_),
-            ) => Err(self.over()),
+            (S::Terminating | S::Completed, JobEvent::Disable(_) | JobEvent::Enable | JobEvent::Terminate(_)) => {
+                Err(self.over())
+            }
             (S::Disabling(_), JobEvent::Drained) => Ok(S::Disabled),
             (S::Enabling, JobEvent::Drained) => Ok(S::Active),
             (S::Terminating, JobEvent::Drained) => Ok(S::Completed),
@@ -185,8 +184,7 @@ impl JobLife {
     /// As [`JobState::apply`].
     pub fn apply(&self, event: &JobEvent, now: Timestamp) -> Result<Self, Error> {
         let state = self.state.apply(event)?;
-        let mut life =
-            Self { state, since: now, previous: Some((self.state, self.since)), ..self.clone() };
+        let mut life = Self { state, since: now, previous: Some((self.state, self.since)), ..self.clone() };
         if let JobEvent::Terminate(reason) = event {
             life.terminate_reason.clone_from(reason);
         }

@@ -37,9 +37,9 @@ pub struct TaskFacts {
 
 /// Hash of a node's id for affinity; never 0. A collision only misleads a hint.
 pub fn affinity_hash(node_id: &str) -> u32 {
-    let hash = node_id.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
-        (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193)
-    });
+    let hash = node_id
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(0x0100_0193));
     hash.max(1)
 }
 
@@ -184,7 +184,8 @@ fn check_environment(field: &str, settings: &[EnvironmentSetting]) -> Result<(),
             return Err(Error::invalid(format!("{field}.value"), name, "must not contain NUL"));
         }
         let upper = name.to_ascii_uppercase();
-        if upper.starts_with("AZ_BATCH_") || upper.starts_with("KILN_") {
+        // The index of an array is the client's to give; it only bears our name.
+        if (upper.starts_with("AZ_BATCH_") || upper.starts_with("KILN_")) && name != "KILN_ARRAY_INDEX" {
             return Err(Error::invalid(format!("{field}.name"), name, "AZ_BATCH_ and KILN_ are the service's own"));
         }
         if !seen.insert(name) {
@@ -294,7 +295,11 @@ pub fn check_task_constraints(constraints: Option<&TaskConstraints>) -> Result<i
 
 fn check_resource_file(file: &ResourceFile) -> Result<(), Error> {
     let blob_prefix_fits = match &file.source {
-        None => return Err(Error::Missing("resourceFiles: httpUrl, storageContainerUrl or autoStorageContainerName".into())),
+        None => {
+            return Err(Error::Missing(
+                "resourceFiles: httpUrl, storageContainerUrl or autoStorageContainerName".into(),
+            ));
+        }
         Some(Source::HttpUrl(url)) => {
             check_url("resourceFiles.httpUrl", url)?;
             if file.file_path.is_empty() {

@@ -108,7 +108,9 @@ fn jobs_that_are_refused() {
         ("EmptyMetadataKey", Box::new(|j| j.metadata.push(NameValue::default()))),
         (
             "InvalidConstraintValue",
-            Box::new(|j| j.constraints = Some(JobConstraints { max_task_retry_count: -2, ..JobConstraints::default() })),
+            Box::new(|j| {
+                j.constraints = Some(JobConstraints { max_task_retry_count: -2, ..JobConstraints::default() })
+            }),
         ),
     ];
     for (at, (expected, change)) in cases.into_iter().enumerate() {

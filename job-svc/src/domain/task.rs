@@ -291,10 +291,9 @@ pub fn judge(end: &AttemptEnd, retry_count: u32, max: i32) -> Verdict {
         EndCause::Exited if end.exit_code.is_some_and(|code| code != 0) => {
             if max < 0 || i64::from(retry_count) < i64::from(max) { Verdict::Retry } else { Verdict::Finish }
         }
-        EndCause::Exited
-        | EndCause::PreProcessingError
-        | EndCause::FileUploadError
-        | EndCause::WallClockExpired => Verdict::Finish,
+        EndCause::Exited | EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::WallClockExpired => {
+            Verdict::Finish
+        }
         EndCause::Stopped | EndCause::AgentFailure => Verdict::Requeue,
     }
 }
@@ -350,8 +349,7 @@ impl Task {
             (TaskState::Running { node, assigned, .. }, TaskEvent::Start { attempt, at }) => {
                 self.expect(attempt)?;
                 let mut task = self.clone();
-                task.state =
-                    TaskState::Running { node: node.clone(), assigned: *assigned, started: Some(at) };
+                task.state = TaskState::Running { node: node.clone(), assigned: *assigned, started: Some(at) };
                 Ok(Transition { task, history: None })
             }
             (TaskState::Running { node, assigned, started }, TaskEvent::Finish { attempt, end }) => {
@@ -359,13 +357,8 @@ impl Task {
                 let run = Run { node: node.clone(), assigned: *assigned, started: started.or(end.start) };
                 let failure = failure_of(&end);
                 let outcome = if failure.is_some() { Outcome::Failed } else { Outcome::Succeeded };
-                let state = TaskState::Completed {
-                    end: end.end,
-                    outcome,
-                    run: Some(run),
-                    exit_code: end.exit_code,
-                    failure,
-                };
+                let state =
+                    TaskState::Completed { end: end.end, outcome, run: Some(run), exit_code: end.exit_code, failure };
                 Ok(Transition { task: self.moved(state, now), history: None })
             }
             (TaskState::Running { node, assigned, started }, TaskEvent::Retry { attempt, end }) => {
@@ -459,18 +452,16 @@ impl Task {
                 number: self.attempt,
                 run: Run { node: node.clone(), assigned: *assigned, started: *started },
             }),
-            TaskState::Completed { end, outcome, run, exit_code, failure } => {
-                run.as_ref().map(|run| {
-                    LatestAttempt::Over(AttemptRecord {
-                        number: self.attempt,
-                        run: run.clone(),
-                        end: *end,
-                        exit_code: *exit_code,
-                        failure: failure.clone(),
-                        outcome: *outcome,
-                    })
+            TaskState::Completed { end, outcome, run, exit_code, failure } => run.as_ref().map(|run| {
+                LatestAttempt::Over(AttemptRecord {
+                    number: self.attempt,
+                    run: run.clone(),
+                    end: *end,
+                    exit_code: *exit_code,
+                    failure: failure.clone(),
+                    outcome: *outcome,
                 })
-            }
+            }),
         }
     }
 

@@ -53,15 +53,7 @@ fn every_cell_of_the_table() {
         ),
         (
             running(),
-            [
-                Err(Impossible),
-                Ok(Running),
-                Ok(Completed),
-                Ok(Active),
-                Ok(Active),
-                Ok(Completed),
-                Err(TaskNotCompleted),
-            ],
+            [Err(Impossible), Ok(Running), Ok(Completed), Ok(Active), Ok(Active), Ok(Completed), Err(TaskNotCompleted)],
         ),
         (
             completed(1),
@@ -115,12 +107,10 @@ fn counters_tell_retries_requeues_and_losses_apart() {
     assert_eq!((retried.task.retry_count, retried.task.last_retry), (1, Some(at(6))));
     let history = retried.history.unwrap();
     assert_eq!((history.number, history.exit_code, history.outcome), (1, Some(3), Outcome::Failed));
-    let lost =
-        running().apply(TaskEvent::Requeue { attempt: 1, cause: RequeueCause::NodeLost }, at(6)).unwrap();
+    let lost = running().apply(TaskEvent::Requeue { attempt: 1, cause: RequeueCause::NodeLost }, at(6)).unwrap();
     assert_eq!((lost.task.requeue_count, lost.task.internal_retry_count), (0, 1));
     assert_eq!(lost.history.unwrap().outcome, Outcome::NodeLost);
-    let moved =
-        running().apply(TaskEvent::Requeue { attempt: 1, cause: RequeueCause::JobDisabled }, at(6)).unwrap();
+    let moved = running().apply(TaskEvent::Requeue { attempt: 1, cause: RequeueCause::JobDisabled }, at(6)).unwrap();
     assert_eq!((moved.task.requeue_count, moved.task.internal_retry_count), (1, 0));
     assert_eq!(moved.task.last_requeue, Some(at(6)));
 }

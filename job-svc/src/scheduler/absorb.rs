@@ -44,7 +44,8 @@ impl Actor {
         }
         for (conn, sequence) in fx.grants.drain(..) {
             let lease = Some(duration(self.context.lease));
-            let sent = self.links.get(&conn).is_some_and(|link| link.send(Down::LeaseGrant(LeaseGrant { sequence, lease })));
+            let sent =
+                self.links.get(&conn).is_some_and(|link| link.send(Down::LeaseGrant(LeaseGrant { sequence, lease })));
             if !sent {
                 self.drop_link(conn);
             }

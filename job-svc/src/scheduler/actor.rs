@@ -311,10 +311,8 @@ impl Actor {
         let store = self.context.store.clone();
         if let Some(info) = self.forget_job(job) {
             for link in self.links.values() {
-                let cleanup = kiln_proto::job::v1::Cleanup {
-                    tasks: Vec::new(),
-                    job_ids: vec![info.job.as_str().to_owned()],
-                };
+                let cleanup =
+                    kiln_proto::job::v1::Cleanup { tasks: Vec::new(), job_ids: vec![info.job.as_str().to_owned()] };
                 // Directories of a job that is gone are not worth a stream.
                 let _ = link.send(kiln_proto::job::v1::work_down::Message::Cleanup(cleanup));
             }
@@ -478,4 +476,3 @@ impl Batch {
         std::mem::replace(&mut self.commit, empty)
     }
 }
-

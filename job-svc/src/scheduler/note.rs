@@ -8,8 +8,8 @@ use kiln_time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::core::{Conn, JobKey, NodeStatus, Refused, Row};
 use super::core::WaitReason;
+use super::core::{Conn, JobKey, NodeStatus, Refused, Row};
 use crate::domain::task::AttemptEnd;
 use crate::store::{NewAnswer, TaskRow};
 

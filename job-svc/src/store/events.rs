@@ -35,7 +35,13 @@ pub fn task_state(phase: Phase) -> wire::TaskState {
 }
 
 /// Something about a job; `old` is its state before.
-pub fn job(row: &JobRow, event_type: &'static str, old: Option<JobState>, now: Timestamp, traceparent: &str) -> NewEvent {
+pub fn job(
+    row: &JobRow,
+    event_type: &'static str,
+    old: Option<JobState>,
+    now: Timestamp,
+    traceparent: &str,
+) -> NewEvent {
     NewEvent {
         time_micros: now.as_micros(),
         account: row.account.as_str().to_owned(),

@@ -90,7 +90,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         now: Timestamp,
     ) -> Result<Answered<Deleted>, Error>;
     /// Attempts of a task that are history, by number, after `after`.
-    async fn attempts(&self, task: u64, after: u32, limit: u32) -> Result<Vec<crate::domain::task::AttemptRecord>, Error>;
+    async fn attempts(
+        &self,
+        task: u64,
+        after: u32,
+        limit: u32,
+    ) -> Result<Vec<crate::domain::task::AttemptRecord>, Error>;
     /// The answer this request got, if it was seen.
     async fn answer(&self, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error>;
 

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kiln_ids::{AccountName, JobId, NodeId, PoolId, TaskId};
-use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, TaskConstraints};
 use kiln_proto::common::v1::NameValue;
+use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, TaskConstraints};
 use kiln_store::StoreError;
 use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
+use crate::domain::Error;
 use crate::domain::etag::Precondition;
 use crate::domain::job::{JobEvent, JobLife};
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptRecord, Outcome, Phase, Task, TaskState};
-use crate::domain::Error;
 
 /// A request that is answered once, however often it is sent.
 #[derive(Debug, Clone, Default)]

@@ -113,11 +113,8 @@ async fn a_new_life_of_an_agent_gives_its_tasks_back_at_once() {
 #[tokio::test]
 async fn silence_longer_than_the_lease_moves_tasks_elsewhere() {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
-    let config = job_svc::Config {
-        lease: Duration::from_millis(200),
-        lease_margin: Duration::from_millis(100),
-        ..config(&dir)
-    };
+    let config =
+        job_svc::Config { lease: Duration::from_millis(200), lease_margin: Duration::from_millis(100), ..config(&dir) };
     let service = Service::start_on(dir, config, std::sync::Arc::new(kiln_auth::SecretKey::generate())).await;
     let client = service.client();
     client.create_job("j1", JobSpec::default()).await;

@@ -49,8 +49,7 @@ impl Service {
     /// On its own runtime, so that it can be killed with everything it does.
     pub async fn start_on(dir: Arc<tempfile::TempDir>, config: Config, key: Arc<SecretKey>) -> Self {
         let bus = Arc::new(MemoryBus::new());
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on_elsewhere(TcpListener::bind("127.0.0.1:0")).await;
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
@@ -331,7 +330,6 @@ pub fn started(key: AttemptKey) -> AttemptReport {
 
 pub fn ended(key: AttemptKey, exit_code: Option<i32>, cause: EndCause) -> AttemptReport {
     let now = Some(timestamp(Timestamp::now().as_micros()));
-    let ended =
-        AttemptEnded { start_time: now, end_time: now, exit_code, failure: None, cause: cause.into() };
+    let ended = AttemptEnded { start_time: now, end_time: now, exit_code, failure: None, cause: cause.into() };
     AttemptReport { key: Some(key), what: Some(attempt_report::What::Ended(ended)) }
 }

@@ -176,10 +176,8 @@ async fn constraints_can_be_replaced_and_the_etag_stays_through_states() {
 async fn lists_page_by_key_and_the_environment_is_merged() {
     let service = Service::start().await;
     let client = service.client();
-    let env = |name: &str, value: &str| kiln_proto::common::v1::EnvironmentSetting {
-        name: name.into(),
-        value: value.into(),
-    };
+    let env =
+        |name: &str, value: &str| kiln_proto::common::v1::EnvironmentSetting { name: name.into(), value: value.into() };
     let common_environment = vec![env("A", "job"), env("B", "job")];
     client.create_job("j1", JobSpec { common_environment, ..JobSpec::default() }).await;
     for at in 0..5 {
@@ -188,8 +186,7 @@ async fn lists_page_by_key_and_the_environment_is_merged() {
     let mut names = Vec::new();
     let mut token = String::new();
     loop {
-        let request =
-            ListTasksRequest { job_id: "j1".into(), page_size: 2, page_token: token, ..Default::default() };
+        let request = ListTasksRequest { job_id: "j1".into(), page_size: 2, page_token: token, ..Default::default() };
         let page = call!(client, list_tasks, request).unwrap();
         names.extend(page.tasks.into_iter().map(|task| task.spec.unwrap().id));
         token = page.next_page_token;

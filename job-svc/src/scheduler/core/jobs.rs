@@ -125,15 +125,7 @@ impl Core {
         }
     }
 
-    pub(super) fn terminate(
-        &mut self,
-        job: JobKey,
-        row: Row,
-        slots: u16,
-        reply: ReplyId,
-        now: Now,
-        fx: &mut Effects,
-    ) {
+    pub(super) fn terminate(&mut self, job: JobKey, row: Row, slots: u16, reply: ReplyId, now: Now, fx: &mut Effects) {
         let result = match self.live.get(&row).map(|live| live.phase) {
             Some(Phase::Zombie) => Err(Refused::Completed),
             Some(Phase::Running | Phase::Requeuing(_)) => {
@@ -302,11 +294,8 @@ impl Core {
         if job.view.state != JobState::Active || job.pending || full || job.ready_count == 0 {
             return;
         }
-        let share = if by_creation {
-            u64::try_from(job.view.created.as_micros()).unwrap_or(0)
-        } else {
-            job.running_slots
-        };
+        let share =
+            if by_creation { u64::try_from(job.view.created.as_micros()).unwrap_or(0) } else { job.running_slots };
         let order = (-job.view.priority, share, job.served);
         job.queued = Some(order);
         job.queued_sizes.extend(job.ready.keys());

@@ -401,9 +401,10 @@ impl Core {
     /// Puts the node where it belongs among those with free slots.
     pub(super) fn refresh_node(&mut self, index: u32) {
         let Some(node) = self.nodes.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let taken = node.used.saturating_add(node.foreign);
-        let free = u32::from(node.status.slots).saturating_sub(taken);
-        let usable = node.conn.is_some() && node.status.accepting && free > 0;
+        let free = u32::from(node.status.slots).saturating_sub(node.used);
+        // How many slots a foreign attempt holds is not known: nothing new
+        // until it has been stopped.
+        let usable = node.conn.is_some() && node.status.accepting && free > 0 && node.foreign == 0;
         let wanted = usable.then(|| u16::try_from(free).unwrap_or(u16::MAX));
         if wanted == node.queued {
             return;

@@ -65,7 +65,8 @@ impl Core {
 
     fn oldest_fitting(&self, key: JobKey, most: u16) -> Option<(u16, Row)> {
         let job = self.jobs.get(&key)?;
-        let firsts = job.ready.range(..=most).filter_map(|(slots, bucket)| Some((*bucket.first_key_value()?.0, *slots)));
+        let firsts =
+            job.ready.range(..=most).filter_map(|(slots, bucket)| Some((*bucket.first_key_value()?.0, *slots)));
         firsts.min().map(|(row, slots)| (slots, row))
     }
 

@@ -86,7 +86,11 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
         last_modified: new.now,
         spec: Arc::new(new.spec.clone()),
     };
-    connection.prepare_cached("INSERT INTO counts (job) VALUES (?1)").map_err(db)?.execute([signed(row.row)]).map_err(db)?;
+    connection
+        .prepare_cached("INSERT INTO counts (job) VALUES (?1)")
+        .map_err(db)?
+        .execute([signed(row.row)])
+        .map_err(db)?;
     outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.created", None, new.now, &new.traceparent)])?;
     remember(connection, &new.account, request, &(new.encode)(&row), new.now)?;
     Ok(Answered::New(row))
@@ -122,7 +126,11 @@ pub(super) fn list(
     read_all(statement.query(params![account.key(), after.unwrap_or_default(), limit])?)
 }
 
-pub(super) fn of_pool(connection: &Connection, account: &AccountName, pool: &PoolId) -> Result<Vec<JobRow>, StoreError> {
+pub(super) fn of_pool(
+    connection: &Connection,
+    account: &AccountName,
+    pool: &PoolId,
+) -> Result<Vec<JobRow>, StoreError> {
     let mut statement = connection.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM jobs WHERE account = ?1 AND pool_key = ?2 AND state <> 6 ORDER BY id"
     ))?;

@@ -16,8 +16,8 @@ use kiln_store::rusqlite::{Connection, OptionalExtension, params};
 use kiln_store::{Database, Durability, Migration, StoreError, outbox, requests};
 use kiln_time::Timestamp;
 
-use super::model::*;
 use super::Store;
+use super::model::*;
 use crate::domain::Error;
 use crate::domain::etag::Precondition;
 use crate::domain::task::AttemptRecord;

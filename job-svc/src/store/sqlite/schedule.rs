@@ -10,8 +10,8 @@ use crate::domain::task::{Phase, TaskState};
 use crate::store::{codec, events};
 
 pub(super) fn pools(connection: &Connection) -> Result<Vec<(AccountName, PoolId)>, StoreError> {
-    let mut statement =
-        connection.prepare_cached("SELECT account, min(pool_id) FROM jobs WHERE state <> 6 GROUP BY account, pool_key")?;
+    let mut statement = connection
+        .prepare_cached("SELECT account, min(pool_id) FROM jobs WHERE state <> 6 GROUP BY account, pool_key")?;
     let mut rows = statement.query([])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
@@ -137,7 +137,8 @@ pub(super) fn purge(connection: &Connection, job: u64, limit: u32) -> Result<usi
         return Ok(0);
     }
     let mut statement = connection.prepare_cached("SELECT id FROM tasks WHERE job = ?1 LIMIT ?2")?;
-    let rows: Vec<i64> = statement.query_map(params![signed(job), limit], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    let rows: Vec<i64> =
+        statement.query_map(params![signed(job), limit], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for row in &rows {
         tasks::remove(connection, unsigned(*row))?;
     }

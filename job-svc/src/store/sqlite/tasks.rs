@@ -15,11 +15,7 @@ const COLUMNS: &str = "t.id, t.job, t.task_key, t.task_id, t.slots, t.max_retrie
     t.record, s.spec, s.traceparent FROM tasks t JOIN task_specs s ON s.id = t.id";
 
 pub(super) fn facts(row: &Row<'_>, at: usize) -> Result<TaskFacts, StoreError> {
-    Ok(TaskFacts {
-        slots: row.get(at)?,
-        max_retries: row.get(at + 1)?,
-        affinity: row.get(at + 2)?,
-    })
+    Ok(TaskFacts { slots: row.get(at)?, max_retries: row.get(at + 1)?, affinity: row.get(at + 2)? })
 }
 
 fn read(row: &Row<'_>) -> Result<TaskRow, StoreError> {
@@ -76,8 +72,11 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
     codec::job_state(state)?.check_add()?;
     let pool = PoolId::parse(&pool).map_err(damaged)?;
     let job_id = JobId::parse(&job_id).map_err(damaged)?;
-    let mut next: i64 =
-        connection.prepare_cached("SELECT id FROM next_task").map_err(db)?.query_row([], |row| row.get(0)).map_err(db)?;
+    let mut next: i64 = connection
+        .prepare_cached("SELECT id FROM next_task")
+        .map_err(db)?
+        .query_row([], |row| row.get(0))
+        .map_err(db)?;
     let first = next;
     let mut delta = CountsDelta::default();
     let mut announced = Vec::with_capacity(add.tasks.len());
@@ -376,4 +375,3 @@ pub(super) fn attempts(
     }
     Ok(found)
 }
-
