@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 /// Prefixes of names that belong to the service.
 const RESERVED: [&str; 2] = ["AZ_BATCH_", "KILN_"];
+/// The index of an array of tasks: the client's to give, though it bears our name.
+const ARRAY_INDEX: &str = "KILN_ARRAY_INDEX";
 /// What the AZ_BATCH_ variable tells: below so much free disk a task is in danger.
 const RESERVED_DISK_BYTES: u64 = 1_000_000;
 
@@ -121,7 +123,7 @@ pub fn is_allowed(name: &str, value: &str) -> bool {
     !name.is_empty()
         && !name.contains(['=', '\0'])
         && !value.contains('\0')
-        && !RESERVED.iter().any(|prefix| name.starts_with(prefix))
+        && (name == ARRAY_INDEX || !RESERVED.iter().any(|prefix| name.starts_with(prefix)))
 }
 
 #[cfg(test)]

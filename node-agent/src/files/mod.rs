@@ -111,6 +111,7 @@ async fn operate(
             let options = options.clone();
             let (files, more) = blocking(move || list::list(&root, &path, &options)).await?;
             answer.send(Part::List(FileList { files, more })).await;
+            answer.send(Part::Done(FileDone {})).await;
             Ok(())
         }
         Some(Operation::Stat(_)) => {
