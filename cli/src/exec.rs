@@ -31,7 +31,7 @@ use crate::connect::ConnectArgs;
 use crate::failure::{Failure, Outcome};
 use crate::follow::Follow;
 use crate::interrupt::Interrupt;
-use crate::run::clean_up::remove_job;
+use crate::run::clean_up::delete_job;
 use crate::run::suffix;
 use crate::session::Session;
 use crate::transfer::request_id;
@@ -95,7 +95,7 @@ pub async fn command(connect: ConnectArgs, args: ExecArgs) -> Outcome {
     };
     let keep = exec.args.keep;
     drop(exec.client);
-    let cleaned = if keep || session.is_embedded() { Ok(()) } else { remove_job(&session.client, &job).await };
+    let cleaned = if keep || session.is_embedded() { Ok(()) } else { delete_job(&session.client, &job).await };
     let endpoint = session.target.endpoint.clone();
     session.close(false).await;
     if keep {

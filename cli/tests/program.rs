@@ -133,7 +133,7 @@ fn a_server_lives_once_per_directory_and_leaves_in_order() {
     assert_eq!(lines, ["[1] 1", "[3] 3", "[5] 5", "[7] 7", "[9] 9"]);
 
     // Nothing of `exec` is left but its pool.
-    assert_eq!(stdout(&server.run(&["job", "list", "--output", "json"])).trim(), "[]");
+    eventually("the jobs vanish", || stdout(&server.run(&["job", "list", "--output", "json"])).trim() == "[]");
     assert!(stdout(&server.run(&["pool", "list"])).contains("exec"));
     assert!(!processes_of(dir.path()).is_empty());
 

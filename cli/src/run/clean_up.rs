@@ -42,16 +42,20 @@ pub async fn clean_up(client: &Client, made: Made, workflow: &Workflow) -> Vec<S
     [job, pool].into_iter().chain(containers).flatten().collect()
 }
 
-/// Deletes a job and waits until it is gone.
+/// Has a job deleted; it vanishes when its tasks have.
 ///
 /// # Errors
-/// What the service said, or that it took too long.
-pub async fn remove_job(client: &Client, id: &str) -> Outcome {
+/// What the service said.
+pub async fn delete_job(client: &Client, id: &str) -> Outcome {
     retry(|| async {
         let request = DeleteJobRequest { request_id: request_id(), id: id.to_owned(), precondition: None };
         gone_is_fine(client.jobs().delete_job(request).await.map(drop))
     })
-    .await?;
+    .await
+}
+
+async fn remove_job(client: &Client, id: &str) -> Outcome {
+    delete_job(client, id).await?;
     vanished(|| async {
         client.jobs().get_job(GetJobRequest { id: id.to_owned(), precondition: None }).await.map(drop)
     })
