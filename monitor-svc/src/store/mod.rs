@@ -34,7 +34,7 @@ pub struct LogState {
     pub events: i64,
     /// Everything up to this position was deleted.
     pub floor: i64,
-    /// The last position that was given.
+    /// No event has a higher position yet.
     pub last: i64,
 }
 

@@ -125,18 +125,29 @@ impl Store for SqliteStore {
             .read(move |connection| {
                 let since = since_micros.map_or(0, |micros| micros.div_euclid(1_000_000));
                 let (first, last) = span.buckets();
-                // The bucket in which everything began may hold older changes.
-                let first = first.max(since.div_euclid(span.width) + 1);
-                let before = sum(connection, &account, &scope, since, first.saturating_mul(span.width))?;
+                let birth = since.div_euclid(span.width);
+                let mut changes = Changes::default();
+                // The bucket in which everything began may hold older changes:
+                // of that one only what came later, second by second.
+                let from = if first <= birth {
+                    let end = (birth + 1).saturating_mul(span.width);
+                    let partial = sum(connection, &account, &scope, since, end)?;
+                    changes.buckets.extend(partial.into_iter().map(|(counter, delta)| (birth, counter, delta)));
+                    birth + 1
+                } else {
+                    changes.before = sum(connection, &account, &scope, since, first.saturating_mul(span.width))?;
+                    first
+                };
                 let mut statement = connection.prepare_cached(
                     "SELECT bucket, counter, delta FROM counters
                      WHERE account = ?1 AND scope = ?2 AND width = ?3 AND bucket BETWEEN ?4 AND ?5
                      ORDER BY bucket",
                 )?;
-                let rows = statement.query_map(params![account, scope, span.width, first, last], |row| {
+                let rows = statement.query_map(params![account, scope, span.width, from, last], |row| {
                     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
                 })?;
-                Ok(Changes { before, buckets: collect(rows)? })
+                changes.buckets.extend(collect(rows)?);
+                Ok(changes)
             })
             .await
     }
