@@ -9,6 +9,7 @@ Run it with the variables that `kiln env` prints.
 """
 
 import datetime
+import logging
 import os
 import pathlib
 import sys
@@ -160,6 +161,8 @@ class Clock:
 
 
 def main():
+    # The msrest of today warns at every call about credentials classes as old as this one.
+    logging.getLogger("msrest").setLevel(logging.ERROR)
     # The old storage SDK takes the data plane's address as a "custom domain", path and all.
     storage = dict(part.split("=", 1) for part in os.environ["AZURE_STORAGE_CONNECTION_STRING"].split(";") if part)
     blob_client = azureblob.BlockBlobService(

@@ -38,10 +38,13 @@ impl Marks {
 
     /// A task that runs for `seconds` and leaves marks.
     pub fn task(id: &str, seconds: &str) -> TaskSpec {
+        // A process that has ended but was not waited for still has a number: its state tells.
         let script = format!(
             "f=\"$MARKS/$AZ_BATCH_TASK_ID\"; \
              if [ -f \"$f\" ]; then while read w p; do \
-               if [ \"$w\" = start ] && kill -0 \"$p\" 2>/dev/null; then echo \"overlap $p\" >> \"$f\"; fi; \
+               if [ \"$w\" = start ]; then \
+                 state=$(sed -n \"s/^State:[^A-Z]*//p\" /proc/$p/status 2>/dev/null); \
+                 case \"$state\" in \"\"|[ZX]*) ;; *) echo \"overlap $p\" >> \"$f\" ;; esac; fi; \
              done < \"$f\"; fi; \
              echo \"start $$\" >> \"$f\"; sleep {seconds}; echo \"end $$\" >> \"$f\""
         );

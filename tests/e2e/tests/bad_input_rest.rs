@@ -65,7 +65,7 @@ async fn things_that_do_not_exist_or_exist_already() {
         ("POST", "/pools", r#"{"id":"P","vmSize":"local","targetDedicatedNodes":0}"#, 409, "PoolExists"),
         ("POST", "/jobs", r#"{"id":"J","poolInfo":{"poolId":"p"}}"#, 409, "JobExists"),
         ("POST", "/jobs/j/tasks", r#"{"id":"T","commandLine":"true"}"#, 409, "TaskExists"),
-        ("GET", "/nothing/here", "", 404, "ResourceNotFound"),
+        ("GET", "/nothing/here", "", 400, "InvalidUri"),
         ("PATCH", "/pools", "{}", 405, "UnsupportedHttpVerb"),
     ];
     for (method, path, body, status, code) in cases {
