@@ -68,3 +68,36 @@ impl Marks {
         tries
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the script of a task after its file has this content; gives what the file says then.
+    fn run_after(earlier: &str) -> Tries {
+        let dir = tempfile::tempdir().unwrap();
+        let marks = Marks::new(dir.path());
+        std::fs::write(marks.0.join("t"), earlier).unwrap();
+        let command = Marks::task("t", "0").command_line;
+        let status = std::process::Command::new("/bin/sh")
+            .args(["-c", command.strip_prefix("/bin/sh -c '").unwrap().strip_suffix('\'').unwrap()])
+            .envs([marks.environment(), ("AZ_BATCH_TASK_ID", "t")])
+            .status();
+        assert!(status.unwrap().success());
+        marks.read()["t"].clone()
+    }
+
+    #[test]
+    fn an_earlier_try_that_lives_is_seen() {
+        assert_eq!(run_after(""), Tries { starts: 1, ends: 1, overlaps: 0 });
+        let alive = format!("start {}\n", std::process::id());
+        assert_eq!(run_after(&alive), Tries { starts: 2, ends: 1, overlaps: 1 });
+        // Ended, but nobody has waited for it yet.
+        let mut zombie = std::process::Command::new("true").spawn().unwrap();
+        while !std::fs::read_to_string(format!("/proc/{}/stat", zombie.id())).unwrap().contains(") Z") {
+            std::thread::yield_now();
+        }
+        assert_eq!(run_after(&format!("start {}\n", zombie.id())), Tries { starts: 2, ends: 1, overlaps: 0 });
+        zombie.wait().unwrap();
+    }
+}
