@@ -30,21 +30,7 @@ struct Server {
 
 impl Server {
     fn start(data: &Path) -> Self {
-        let mut child = kiln()
-            .args(["up", "--listen", "127.0.0.1:0", "--blob-listen", "127.0.0.1:0", "--data"])
-            .arg(data)
-            .env("KILN_LOG", "warn")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut lines = stdout.lines().map(Result::unwrap);
-        let first = lines.next().unwrap_or_else(|| panic!("kiln up said nothing and ended: {:?}", child.wait()));
-        assert!(first.starts_with("kiln is ready"), "{first}");
-        println!("{first}");
-        // Read to the end, so that the server never waits for its reader.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { data: data.to_owned(), child }
+        Self { data: data.to_owned(), child: spawn(data) }
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -59,6 +45,25 @@ impl Server {
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).unwrap();
     }
+}
+
+/// Starts a server and waits until it says that it is ready.
+fn spawn(data: &Path) -> Child {
+    let mut child = kiln()
+        .args(["up", "--listen", "127.0.0.1:0", "--blob-listen", "127.0.0.1:0", "--data"])
+        .arg(data)
+        .env("KILN_LOG", "warn")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = stdout.lines().map(Result::unwrap);
+    let first = lines.next().unwrap_or_else(|| panic!("kiln up said nothing and ended: {:?}", child.wait()));
+    assert!(first.starts_with("kiln is ready"), "{first}");
+    println!("{first}");
+    // Read to the end, so that the server never waits for its reader.
+    std::thread::spawn(move || lines.for_each(drop));
+    child
 }
 
 impl Drop for Server {
@@ -161,7 +166,7 @@ fn data_survives_kill_9() {
 
     server.signal(Signal::SIGKILL);
     assert_eq!(server.child.wait().unwrap().signal(), Some(9));
-    server = Server::start(&data);
+    server.child = spawn(&data);
 
     assert_eq!(stdout(&server.run(&["env"])), env, "keys or ports changed");
     assert_eq!(stdout(&server.run(&["blob", "get", "keep/a.txt"])), "acknowledged\n");
