@@ -61,16 +61,13 @@ pub async fn list(
         limit: i32::try_from(size).unwrap_or(i32::MAX),
     });
     let mut transfer = ask(core, &caller, &message.pool_id, &message.node_id, &path, operation).await?;
-    // A large page may come in several parts.
-    let mut files = Vec::new();
-    let mut more = false;
-    while let Some(part) = transfer.next(false).await? {
-        let Part::List(list) = part else { return Err(unexpected()) };
-        files.extend(list.files);
-        more = list.more;
-        if files.len() > size as usize {
-            return Err(unexpected());
-        }
+    // A page is one part.
+    let Some(Part::List(wire::FileList { files, more })) = transfer.next(false).await? else {
+        return Err(unexpected());
+    };
+    transfer.finish();
+    if files.len() > size as usize {
+        return Err(unexpected());
     }
     let next_page_token = match files.last() {
         Some(last) if more => page::token(&last.name),

@@ -241,7 +241,6 @@ impl Inner {
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(&text)?;
-            file.sync_all()?;
             fs::rename(&temporary, dir.join(JOIN_FILE))
         };
         write().map_err(failed("writing a node's join file"))?;
