@@ -295,7 +295,14 @@ impl Agent {
             Ok(Some(Effect::Report)) => self.work_due.notify_one(),
             Ok(_) => {}
             Err(Rejected { state, event }) => {
-                tracing::debug!(job.id = &*key.job, task.id = &*key.task, attempt = key.attempt, state, event, "event ignored");
+                tracing::debug!(
+                    job.id = &*key.job,
+                    task.id = &*key.task,
+                    attempt = key.attempt,
+                    state,
+                    event,
+                    "event ignored"
+                );
             }
         }
         next
@@ -344,9 +351,10 @@ impl Agent {
             return true;
         }
         path.starts_with(kiln_node::WORKITEMS_DIR)
-            && state.ledger.all().any(|(key, attempt)| {
-                attempt.is_live() && is_below(&kiln_node::task_dir(&key.job, &key.task))
-            })
+            && state
+                .ledger
+                .all()
+                .any(|(key, attempt)| attempt.is_live() && is_below(&kiln_node::task_dir(&key.job, &key.task)))
     }
 
     // --- directories that go at some time
@@ -507,8 +515,7 @@ impl Agent {
     pub fn report(&self) -> NodeReport {
         let state = self.state();
         let phase = if state.draining && is_drained(&state) { AgentPhase::Drained } else { state.phase };
-        let scheduling =
-            if state.accepting { SchedulingState::Enabled } else { SchedulingState::Disabled };
+        let scheduling = if state.accepting { SchedulingState::Enabled } else { SchedulingState::Disabled };
         NodeReport {
             incarnation: self.incarnation.clone(),
             phase: phase.into(),

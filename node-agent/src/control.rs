@@ -117,8 +117,7 @@ async fn register(agent: &Arc<Agent>, channel: &Channel) -> Result<(), String> {
                     work_endpoint: response.work_endpoint,
                     blob_endpoint: response.blob_endpoint,
                     batch_endpoint: response.batch_endpoint,
-                    heartbeat_interval: wire::limit(response.heartbeat_interval.as_ref())
-                        .unwrap_or(DEFAULT_HEARTBEAT),
+                    heartbeat_interval: wire::limit(response.heartbeat_interval.as_ref()).unwrap_or(DEFAULT_HEARTBEAT),
                     settings: response.settings.unwrap_or_default(),
                 });
                 agent.heard();

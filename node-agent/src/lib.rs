@@ -101,9 +101,14 @@ pub async fn run(mut config: NodeAgentConfig, shutdown: CancellationToken) -> an
 
 fn make_directories(config: &NodeAgentConfig) -> anyhow::Result<PathBuf> {
     let root = config.join.root_dir();
-    for name in
-        ["applications", "fsmounts", "volatile", kiln_node::SHARED_DIR, kiln_node::STARTUP_DIR, kiln_node::WORKITEMS_DIR]
-    {
+    for name in [
+        "applications",
+        "fsmounts",
+        "volatile",
+        kiln_node::SHARED_DIR,
+        kiln_node::STARTUP_DIR,
+        kiln_node::WORKITEMS_DIR,
+    ] {
         std::fs::create_dir_all(root.join(name))?;
     }
     std::fs::create_dir_all(config.join.node_dir.join(kiln_node::STATE_DIR))?;

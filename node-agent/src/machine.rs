@@ -68,8 +68,7 @@ fn memory(name: &str) -> Option<u64> {
 
 /// Space that is free for users in the file system of `path`.
 pub fn disk_free(path: &Path) -> u64 {
-    nix::sys::statvfs::statvfs(path)
-        .map_or(0, |stat| u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size())))
+    nix::sys::statvfs::statvfs(path).map_or(0, |stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 /// The address under which other machines most likely see this one: that of the

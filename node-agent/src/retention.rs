@@ -139,7 +139,9 @@ fn expired(agent: &Agent) -> Vec<PathBuf> {
         for job in children(&item) {
             for task in children(&job) {
                 let relative = task.strip_prefix(&agent.root).unwrap_or(&task).to_string_lossy().into_owned();
-                let until = agent.kept_until(&task).or_else(|| last_use(&task).map(|at| at.plus(agent.config.settings.retention)));
+                let until = agent
+                    .kept_until(&task)
+                    .or_else(|| last_use(&task).map(|at| at.plus(agent.config.settings.retention)));
                 if until.is_some_and(|until| until <= now) && !agent.is_live_path(&relative) {
                     found.push(task);
                 }

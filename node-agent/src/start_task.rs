@@ -52,7 +52,8 @@ async fn run(agent: &Arc<Agent>, task: &StartTask) -> bool {
             info.last_retry_time = info.start_time;
         }
         agent.start_task_is(info.clone(), true);
-        let result = run_once(agent, task).instrument(tracing::info_span!("start_task", retry = info.retry_count)).await;
+        let result =
+            run_once(agent, task).instrument(tracing::info_span!("start_task", retry = info.retry_count)).await;
         info.state = StartTaskState::Completed.into();
         info.end_time = Some(timestamp(Timestamp::now()));
         let (exit_code, failure) = match result {

@@ -6,7 +6,9 @@ use std::time::Duration;
 use kiln_ids::{JobId, TaskId};
 use kiln_proto::common::v1::{ErrorCategory, FailureInfo, NameValue};
 use kiln_proto::job::v1::attempt_report::What;
-use kiln_proto::job::v1::{AttemptEnded, AttemptKey, AttemptPhase, AttemptReport, AttemptStarted, AttemptView, EndCause};
+use kiln_proto::job::v1::{
+    AttemptEnded, AttemptKey, AttemptPhase, AttemptReport, AttemptStarted, AttemptView, EndCause,
+};
 use kiln_telemetry::propagation;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;

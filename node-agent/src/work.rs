@@ -9,9 +9,7 @@ use kiln_error::Error;
 use kiln_proto::job::v1::work_down::Message as Down;
 use kiln_proto::job::v1::work_service_client::WorkServiceClient;
 use kiln_proto::job::v1::work_up::Message as Up;
-use kiln_proto::job::v1::{
-    Assignment, AttemptKey, Goodbye, LeaseRequest, Reports, WorkDown, WorkUp, WorkerHello,
-};
+use kiln_proto::job::v1::{Assignment, AttemptKey, Goodbye, LeaseRequest, Reports, WorkDown, WorkUp, WorkerHello};
 use kiln_time::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -124,12 +122,11 @@ async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Res
                 }
             }
             () = agent.work_due.notified(), if !due => {}
-            () = agent.closing.cancelled() => {
-                farewell(agent, &sender, &mut inbound, &mut session).await;
-                return Ok(None);
-            }
+            () = agent.closing.cancelled() => break,
         }
     }
+    farewell(agent, sender, &mut inbound, &mut session).await;
+    Ok(None)
 }
 
 fn up(message: Up) -> WorkUp {
@@ -145,8 +142,7 @@ fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus) -> WorkerHell
         node_id: join.node_id.clone(),
         incarnation: agent.incarnation.clone(),
         status: Some(status),
-        attempts: agent
-            .with_work(|ledger, _| ledger.all().map(|(key, attempt)| wire::view(key, attempt)).collect()),
+        attempts: agent.with_work(|ledger, _| ledger.all().map(|(key, attempt)| wire::view(key, attempt)).collect()),
         ip_address: url::Url::parse(&registration.work_endpoint)
             .ok()
             .and_then(|url| Some(crate::machine::own_address(url.host_str()?, url.port_or_known_default()?)))
@@ -186,8 +182,9 @@ impl Session {
             return Some(Up::LeaseRequest(LeaseRequest { sequence }));
         }
         let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
-        (!reports.is_empty())
-            .then(|| Up::Reports(Reports { reports: reports.iter().map(|(key, report)| wire::report(key, report)).collect() }))
+        (!reports.is_empty()).then(|| {
+            Up::Reports(Reports { reports: reports.iter().map(|(key, report)| wire::report(key, report)).collect() })
+        })
     }
 
     /// Works on one message; gives the endpoint of a redirect.
@@ -265,10 +262,12 @@ fn stop_attempt(agent: &Arc<Agent>, key: &Key) {
     }
 }
 
-/// The last results, the goodbye, and a moment for acknowledgements.
+/// The last results, the goodbye, and a moment for acknowledgements. The stream
+/// must not be dropped before the service has closed it: what is on its way
+/// would be lost.
 async fn farewell(
     agent: &Agent,
-    sender: &mpsc::Sender<WorkUp>,
+    sender: mpsc::Sender<WorkUp>,
     inbound: &mut tonic::Streaming<WorkDown>,
     session: &mut Session,
 ) {
@@ -281,16 +280,17 @@ async fn farewell(
         if sender.send(up(Up::Goodbye(Goodbye {}))).await.is_err() {
             return;
         }
-        while agent.with_work(|ledger, _| ledger.unacknowledged()) > 0 {
-            match inbound.message().await {
-                Ok(Some(WorkDown { message: Some(Down::Acks(acks)) })) => agent.acknowledged(&keys(&acks.attempts)),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => return,
+        drop(sender);
+        while let Ok(Some(WorkDown { message })) = inbound.message().await {
+            if let Some(Down::Acks(acks)) = message {
+                agent.acknowledged(&keys(&acks.attempts));
             }
         }
     };
-    if tokio::time::timeout(FAREWELL, work).await.is_err() {
-        tracing::info!("job-svc did not acknowledge all results before the agent ended");
+    let in_time = tokio::time::timeout(FAREWELL, work).await.is_ok();
+    let unacknowledged = agent.with_work(|ledger, _| ledger.unacknowledged());
+    if !in_time || unacknowledged > 0 {
+        tracing::info!(unacknowledged, in_time, "the work stream has ended without an answer to the goodbye");
     }
 }
 

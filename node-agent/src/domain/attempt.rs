@@ -211,7 +211,9 @@ impl Attempt {
                     Stopping::Cause(cause) => Ok(ended(stopped(*start, now, None, *cause))),
                     Stopping::No | Stopping::WallClock => Err(rejected()),
                 },
-                Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::StagingIn { start: *start, stopping })),
+                Event::Stop(cause) => {
+                    Ok(mark(*stopping, cause, |stopping| Self::StagingIn { start: *start, stopping }))
+                }
                 Event::Exited { .. }
                 | Event::Uploaded
                 | Event::UploadFailed(_)
@@ -400,10 +402,7 @@ mod tests {
         let pre = "PreProcessingError!report";
         let table: Vec<(Attempt, [&str; 9])> = vec![
             (staging_in(No), ["running", pre, "-", "-", "-", "-", "-", "staging in!kill", "-"]),
-            (
-                staging_in(asked),
-                ["running", "Stopped!report", "-", "-", "-", "Stopped!report", "-", "staging in", "-"],
-            ),
+            (staging_in(asked), ["running", "Stopped!report", "-", "-", "-", "Stopped!report", "-", "staging in", "-"]),
             (running(No), ["-", "-", "staging out", "-", "-", "-", "running!kill", "running!kill", "-"]),
             (running(WallClock), ["-", "-", "staging out", "-", "-", "-", "running", "running!kill", "-"]),
             (running(asked), ["-", "-", "Stopped!report", "-", "-", "-", "running", "running", "-"]),
@@ -442,6 +441,9 @@ mod tests {
         let expired = result(staging_out(137, true, Stopping::No), Event::Uploaded);
         assert_eq!((expired.exit_code, expired.failure.unwrap().code), (Some(137), "TaskEnded"));
         let lost = result(running(Stopping::Cause(StopCause::LeaseLost)), Event::Exited { code: 137 });
-        assert_eq!((lost.cause, lost.failure.unwrap().category), (Cause::AgentFailure, super::super::failure::Category::Server));
+        assert_eq!(
+            (lost.cause, lost.failure.unwrap().category),
+            (Cause::AgentFailure, super::super::failure::Category::Server)
+        );
     }
 }

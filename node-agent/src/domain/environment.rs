@@ -203,12 +203,14 @@ mod tests {
             ("AZ_BATCH_NODE_ID", "forged"),
             ("AZ_BATCH_NEW", "forged"),
             ("KILN_ATTEMPT_ID", "forged"),
+            ("KILN_ARRAY_INDEX", "7"),
             ("", "x"),
             ("B=C", "x"),
             ("NUL", "a\0b"),
         ]);
         assert_eq!(variables["A"], "task");
         assert_eq!(variables["PATH"], "/opt/bin");
+        assert_eq!(variables["KILN_ARRAY_INDEX"], "7");
         assert_eq!(variables["AZ_BATCH_NODE_ID"], "n1");
         assert_eq!(variables["KILN_ATTEMPT_ID"], "inc/j/t/2");
         for absent in ["AZ_BATCH_NEW", "", "B=C", "NUL"] {

@@ -194,7 +194,11 @@ impl Ledger {
         let same = |key: &Key| {
             key.job.eq_ignore_ascii_case(job) && task.is_none_or(|task| key.task.eq_ignore_ascii_case(task))
         };
-        self.attempts.iter().filter(|(key, attempt)| attempt.is_live() && same(key)).map(|(key, _)| key.clone()).collect()
+        self.attempts
+            .iter()
+            .filter(|(key, attempt)| attempt.is_live() && same(key))
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// All attempts of which something runs.
@@ -245,7 +249,9 @@ mod tests {
         assert!(!ledger.has_reports());
         ledger.requeue_reports();
         let again = ledger.take_reports(100);
-        assert!(matches!(&again[..], [(first, Report::Ended(_)), (second, Report::Started(_))] if *first == a && *second == b));
+        assert!(
+            matches!(&again[..], [(first, Report::Ended(_)), (second, Report::Started(_))] if *first == a && *second == b)
+        );
     }
 
     #[test]
@@ -266,7 +272,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.stop_unknown(&key("x", 4), NOW);
         let reports = ledger.take_reports(10);
-        assert!(matches!(&reports[..], [(_, Report::Ended(ended))] if ended.cause == super::super::attempt::Cause::Stopped));
+        assert!(
+            matches!(&reports[..], [(_, Report::Ended(ended))] if ended.cause == super::super::attempt::Cause::Stopped)
+        );
         assert_eq!(ledger.live(), 0);
     }
 

@@ -28,6 +28,8 @@ use crate::wire::NodeAuth;
 
 /// Pieces on their way at the same time.
 const WINDOW: usize = 4;
+/// Entries in one part of a list: names may be long, messages may not.
+const LIST_PART: usize = 500;
 
 /// Why a question has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -110,7 +112,13 @@ async fn operate(
         Some(Operation::List(options)) => {
             let options = options.clone();
             let (files, more) = blocking(move || list::list(&root, &path, &options)).await?;
-            answer.send(Part::List(FileList { files, more })).await;
+            let mut files = files.into_iter();
+            loop {
+                let part: Vec<_> = files.by_ref().take(LIST_PART).collect();
+                if part.is_empty() || !answer.send(Part::List(FileList { files: part, more })).await {
+                    break;
+                }
+            }
             answer.send(Part::Done(FileDone {})).await;
             Ok(())
         }

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -21,7 +21,11 @@ use crate::domain::environment::MARKER;
 /// How often a search is repeated until nothing is found any more; the pauses
 /// between add up to about five seconds.
 const MAX_ROUNDS: u32 = 100;
+/// A task that starts processes faster than they are stopped is killed anyway.
+const MAX_FREEZE_ROUNDS: u32 = 10;
 const MAX_PAUSE: Duration = Duration::from_millis(50);
+/// Within this time process ids do not come around: that takes 30,000 starts.
+const YOUNG: Duration = Duration::from_secs(1);
 /// Orphans that end by themselves stay zombies for at most this long.
 const REAP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -53,6 +57,7 @@ pub enum GuardLine {
 #[derive(Debug)]
 struct Search {
     group: i32,
+    started: Instant,
     done: oneshot::Sender<()>,
 }
 
@@ -61,6 +66,7 @@ struct Search {
 pub struct Running {
     child: Child,
     pid: i32,
+    started: Instant,
     supervisor: Arc<Supervisor>,
 }
 
@@ -101,7 +107,7 @@ impl Supervisor {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, marker.into());
         drop(starting);
         self.tell_guard(GuardLine::Began(pid));
-        Ok(Running { child, pid, supervisor: self.clone() })
+        Ok(Running { child, pid, started: Instant::now(), supervisor: self.clone() })
     }
 
     fn tell_guard(&self, line: GuardLine) {
@@ -119,9 +125,9 @@ impl Supervisor {
     }
 
     /// Completes when nothing that belongs to the ended process `group` runs.
-    async fn search(&self, group: i32) {
+    async fn search(&self, group: i32, started: Instant) {
         let (done, finished) = oneshot::channel();
-        if self.searches.send(Search { group, done }).await.is_ok() {
+        if self.searches.send(Search { group, started, done }).await.is_ok() {
             // An error means that the agent ends; the guard takes over.
             let _ = finished.await;
         }
@@ -236,14 +242,34 @@ impl Running {
     /// still has to be called.
     pub async fn kill(&self) {
         let (supervisor, pid) = (self.supervisor.clone(), self.pid);
+        let tree = move |processes: &[Process]| {
+            let owned = supervisor.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let mut roots: HashSet<i32> =
+                processes.iter().filter(|process| process.group == pid).map(|process| process.pid).collect();
+            roots.insert(pid);
+            supervisor.below(processes, &roots, &owned)
+        };
+        let supervisor = self.supervisor.clone();
         let work = move || {
-            table::kill_group(pid);
+            // All are stopped before the first is killed: when a parent dies, nobody
+            // can tell any more whose its children were.
+            let mut members = HashSet::new();
+            for _ in 0..MAX_FREEZE_ROUNDS {
+                let found = tree(&table::scan());
+                let new: Vec<i32> = found.difference(&members).copied().collect();
+                if new.is_empty() {
+                    break;
+                }
+                for pid in new {
+                    table::stop_process(pid);
+                    members.insert(pid);
+                }
+            }
             supervisor.kill_all(|processes| {
-                let owned = supervisor.owned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let mut roots: HashSet<i32> =
-                    processes.iter().filter(|process| process.group == pid).map(|process| process.pid).collect();
-                roots.insert(pid);
-                supervisor.below(processes, &roots, &owned)
+                let mut found = tree(processes);
+                let running = processes.iter().filter(|process| !process.zombie && members.contains(&process.pid));
+                found.extend(running.map(|process| process.pid));
+                found
             });
         };
         if let Err(error) = tokio::task::spawn_blocking(work).await {
@@ -256,7 +282,7 @@ impl Running {
     pub async fn clean_up(self) {
         self.supervisor.disown(self.pid);
         table::kill_group(self.pid);
-        self.supervisor.search(self.pid).await;
+        self.supervisor.search(self.pid, self.started).await;
         self.supervisor.tell_guard(GuardLine::Ended(self.pid));
     }
 
@@ -280,8 +306,17 @@ async fn search_loop(supervisor: Arc<Supervisor>, mut searches: mpsc::Receiver<S
             () = shutdown.cancelled() => return,
         }
         let groups: HashSet<i32> = requests.iter().map(|search| search.group).collect();
+        let young = requests.iter().all(|search| search.started.elapsed() < YOUNG);
         let worker = supervisor.clone();
-        let work = move || worker.kill_all(|processes| worker.leftovers(processes, &groups));
+        let work = move || {
+            // What a process started has a larger id than itself. For processes
+            // that lived shortly only these few are looked at.
+            let recent = groups.iter().min().filter(|_| young).and_then(|first| table::scan_since(*first));
+            if recent.is_some_and(|processes| worker.leftovers(&processes, &groups).is_empty()) {
+                return;
+            }
+            worker.kill_all(|processes| worker.leftovers(processes, &groups));
+        };
         if let Err(error) = tokio::task::spawn_blocking(work).await {
             tracing::error!(%error, "the search for left processes failed");
         }

@@ -7,6 +7,9 @@ use std::io::Read;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+/// Looking at more ids one by one costs more than the whole table.
+const MAX_RECENT: i32 = 512;
+
 /// One process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process {
@@ -30,6 +33,20 @@ pub fn scan() -> Vec<Process> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| read(pid, &mut buffer))
         .collect()
+}
+
+/// The processes that were started after process `first`, if that was a short
+/// time ago: reads only what the counter of process ids has handed out since,
+/// instead of everything. `None` if these are too many to be sure.
+pub fn scan_since(first: i32) -> Option<Vec<Process>> {
+    let last: i32 = std::fs::read_to_string("/proc/loadavg").ok()?.split_ascii_whitespace().last()?.parse().ok()?;
+    // Smaller when the counter has begun again: left to the full search.
+    let count = last.checked_sub(first)?;
+    if !(0..=MAX_RECENT).contains(&count) {
+        return None;
+    }
+    let mut buffer = [0; 1024];
+    Some((first..=last).filter_map(|pid| read(pid, &mut buffer)).collect())
 }
 
 fn read(pid: i32, buffer: &mut [u8]) -> Option<Process> {
@@ -84,6 +101,14 @@ pub fn kill_process(pid: i32) {
     }
 }
 
+/// Keeps one process from doing anything until it is killed.
+pub fn stop_process(pid: i32) {
+    if pid > 1 {
+        // An error means that it is gone already.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGSTOP);
+    }
+}
+
 /// Kills a process group. Errors mean that it is gone already.
 pub fn kill_group(group: i32) {
     if group > 1 {
@@ -108,6 +133,19 @@ mod tests {
         let own = std::process::id() as i32;
         assert!(scan().iter().any(|process| process.pid == own && !process.zombie));
         assert_eq!(environment_value(own, "PATH"), std::env::var("PATH").ok());
+    }
+
+    #[test]
+    fn young_processes_are_found_without_the_whole_table() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id() as i32;
+        if let Some(recent) = scan_since(pid) {
+            assert!(recent.iter().any(|process| process.pid == pid));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(scan_since(i32::MAX), None);
+        assert_eq!(scan_since(-MAX_RECENT - 1), None);
     }
 
     #[test]

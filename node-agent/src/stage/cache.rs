@@ -83,13 +83,7 @@ impl Cache {
         result
     }
 
-    async fn fetch_known(
-        &self,
-        key: &str,
-        url: &Url,
-        access: Access,
-        target: &Path,
-    ) -> Result<u64, TransferError> {
+    async fn fetch_known(&self, key: &str, url: &Url, access: Access, target: &Path) -> Result<u64, TransferError> {
         self.http
             .with_retries(|| async {
                 let known = self.lookup(key);
@@ -147,8 +141,7 @@ impl Cache {
             remove_file(&old.path);
         }
         while state.bytes > self.limit {
-            let Some(oldest) =
-                state.entries.iter().min_by_key(|(_, entry)| entry.last_use).map(|(key, _)| key.clone())
+            let Some(oldest) = state.entries.iter().min_by_key(|(_, entry)| entry.last_use).map(|(key, _)| key.clone())
             else {
                 break;
             };

@@ -144,8 +144,9 @@ impl Input {
 }
 
 fn web_url(text: &str) -> Result<Url, Failure> {
-    let url = Url::parse(text)
-        .map_err(|error| Failure::user("BlobDownloadMiscError", format!("a resource file has no valid URL: {error}")))?;
+    let url = Url::parse(text).map_err(|error| {
+        Failure::user("BlobDownloadMiscError", format!("a resource file has no valid URL: {error}"))
+    })?;
     if matches!(url.scheme(), "http" | "https") {
         Ok(url)
     } else {
@@ -183,11 +184,14 @@ async fn create_directory(base: &Path, directory: &Path) -> Result<(), Failure> 
         match tokio::fs::canonicalize(existing).await {
             Ok(real) => break real,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && existing != base => {
-                if tokio::fs::symlink_metadata(existing).await.is_ok() {
-                    return Err(Failure::user(
-                        "ResourceDirectoryCreateFailed",
-                        format!("{} is a link to nothing", existing.display()),
-                    ));
+                match tokio::fs::symlink_metadata(existing).await {
+                    Ok(found) if found.is_symlink() => {
+                        let message = format!("{} is a link to nothing", existing.display());
+                        return Err(Failure::user("ResourceDirectoryCreateFailed", message));
+                    }
+                    // Made a moment ago for another file of the task: look again.
+                    Ok(_) => continue,
+                    Err(_) => {}
                 }
                 existing = existing.parent().unwrap_or(base);
             }
@@ -220,10 +224,9 @@ fn container_failure(container: &Url, error: &TransferError) -> Failure {
         TransferError::NotFound(_) => Failure::user("ResourceContainerNotFound", message),
         TransferError::Denied(_) => Failure::user("ResourceContainerAccessDenied", message),
         TransferError::TimedOut(_) => Failure::server("ResourceContainerListTimedOut", message),
-        TransferError::Conflict(_)
-        | TransferError::Local(_)
-        | TransferError::DiskFull
-        | TransferError::Other(_) => Failure::server("ResourceContainerListMiscError", message),
+        TransferError::Conflict(_) | TransferError::Local(_) | TransferError::DiskFull | TransferError::Other(_) => {
+            Failure::server("ResourceContainerListMiscError", message)
+        }
     };
     failure.with("ContainerSource", without_query(container).to_string())
 }

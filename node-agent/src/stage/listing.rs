@@ -146,6 +146,9 @@ mod tests {
     #[test]
     fn blob_urls_keep_the_signature_and_encode_names() {
         let container = Url::parse("http://h:1/acc/c?sv=1&sig=a%2Bb").unwrap();
-        assert_eq!(blob_url(&container, "d/a b?#.txt").unwrap().as_str(), "http://h:1/acc/c/d/a%20b%3F%23.txt?sv=1&sig=a%2Bb");
+        assert_eq!(
+            blob_url(&container, "d/a b?#.txt").unwrap().as_str(),
+            "http://h:1/acc/c/d/a%20b%3F%23.txt?sv=1&sig=a%2Bb"
+        );
     }
 }

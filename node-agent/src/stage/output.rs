@@ -87,9 +87,9 @@ impl Output {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https"))
             .ok_or_else(|| {
-                let message = format!("output file {:?} has no valid container URL", output.file_pattern);
-                Failure::user("FileUploadMiscError", message).with("FilePattern", &*output.file_pattern)
-            })?;
+            let message = format!("output file {:?} has no valid container URL", output.file_pattern);
+            Failure::user("FileUploadMiscError", message).with("FilePattern", &*output.file_pattern)
+        })?;
         let pattern = expand(&output.file_pattern, job.environment);
         let (working_dir, root) = (job.working_dir.to_owned(), job.root_dir.to_owned());
         let destination = output.path.clone();
@@ -387,9 +387,14 @@ mod tests {
     #[test]
     fn variables_in_patterns() {
         let environment = BTreeMap::from([("A".to_owned(), "x".to_owned()), ("A_B".to_owned(), "y".to_owned())]);
-        for (pattern, expected) in
-            [("$A/$A_B.txt", "x/y.txt"), ("${A}b", "xb"), ("$NONE/z", "/z"), ("a$", "a$"), ("${A", "${A"), ("$$A", "$x")]
-        {
+        for (pattern, expected) in [
+            ("$A/$A_B.txt", "x/y.txt"),
+            ("${A}b", "xb"),
+            ("$NONE/z", "/z"),
+            ("a$", "a$"),
+            ("${A", "${A"),
+            ("$$A", "$x"),
+        ] {
             assert_eq!(expand(pattern, &environment), expected, "{pattern}");
         }
     }
@@ -420,7 +425,9 @@ mod tests {
         assert_eq!(blobs("none*", ""), ok(&[]));
         assert_eq!(blobs("none/at/all.txt", ""), ok(&[]));
         assert_eq!(blobs(&format!("{}/b.csv", wd.display()), ""), ok(&["b.csv"]));
-        for outside in ["/etc/hostname", "/etc/*", "../../../../../../*", "etc/*", "leak.txt", "../../../../../../../../../x"] {
+        for outside in
+            ["/etc/hostname", "/etc/*", "../../../../../../*", "etc/*", "leak.txt", "../../../../../../../../../x"]
+        {
             assert!(blobs(outside, "").is_err(), "{outside}");
         }
     }

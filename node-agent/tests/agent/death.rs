@@ -32,7 +32,10 @@ fn signal(agent: &Child, signal: Signal) {
 /// Starts three kinds of processes; gives their ids.
 async fn start_tasks(world: &World) -> Vec<String> {
     world.assign(task("plain", "/bin/sh -c 'echo $$ > ../pid; sleep 1000; sleep 1000'"));
-    world.assign(task("escaped", "/bin/sh -c 'setsid sh -c \"echo \\$\\$ > ../pid; sleep 1000; sleep 1000\" & sleep 1000; sleep 1000'"));
+    world.assign(task(
+        "escaped",
+        "/bin/sh -c 'setsid sh -c \"echo \\$\\$ > ../pid; sleep 1000; sleep 1000\" & sleep 1000; sleep 1000'",
+    ));
     world.assign(task("cleared", "env -i /bin/sh -c 'echo $$ > ../pid; sleep 1000; sleep 1000'"));
     let mut pids = Vec::new();
     for id in ["plain", "escaped", "cleared"] {
@@ -64,11 +67,9 @@ async fn a_guard_that_was_killed_is_replaced() {
     let id = agent.id().unwrap().to_string();
     let guard = || {
         let table = node_agent::process::table::scan();
-        table
-            .into_iter()
-            .filter(|process| process.parent.to_string() == id)
-            .map(|process| process.pid)
-            .find(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("--guard")))
+        table.into_iter().filter(|process| process.parent.to_string() == id).map(|process| process.pid).find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("--guard"))
+        })
     };
     let first = guard().unwrap();
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();

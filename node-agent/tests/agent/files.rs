@@ -33,11 +33,16 @@ fn reason(parts: &[Part]) -> &str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_are_listed_read_and_removed() {
     let world = World::start().await;
-    world.run(task("t", "/bin/sh -c 'printf 0123456789; head -c 1000000 /dev/zero > big; mkdir d; ln -s /etc/passwd leak'")).await;
+    world
+        .run(task(
+            "t",
+            "/bin/sh -c 'printf 0123456789; head -c 1000000 /dev/zero > big; mkdir d; ln -s /etc/passwd leak'",
+        ))
+        .await;
     let dir = "workitems/j/job-1/t";
     let list = ListFiles { recursive: true, ..ListFiles::default() };
     let parts = world.log.ask(request("1", dir, Operation::List(list))).await;
-    let Some(Part::List(list)) = parts.last() else { panic!("{parts:?}") };
+    let [Part::List(list), Part::Done(_)] = &parts[..] else { panic!("{parts:?}") };
     let names: Vec<&str> = list.files.iter().map(|file| &*file.name).collect();
     assert_eq!(names, ["stderr.txt", "stdout.txt", "wd", "wd/big", "wd/d", "wd/leak"]);
     let out = format!("{dir}/stdout.txt");
@@ -70,7 +75,10 @@ async fn files_are_listed_read_and_removed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_growing_file_is_followed_to_its_end() {
     let world = World::start().await;
-    world.assign(task("t", "/bin/sh -c 'echo one; while [ ! -e ../go ]; do sleep 0.02; done; echo two; sleep 0.1; echo three'"));
+    world.assign(task(
+        "t",
+        "/bin/sh -c 'echo one; while [ ! -e ../go ]; do sleep 0.02; done; echo two; sleep 0.1; echo three'",
+    ));
     eventually("the directory", || async { world.task_dir("t").exists().then_some(()) }).await;
     let follow = Operation::Read(ReadFile { range: None, follow: true });
     world.log.command(0, control_down::Message::FileRequest(request("f", "workitems/j/job-1/t/stdout.txt", follow)));
@@ -98,7 +106,9 @@ async fn a_cancelled_transfer_ends() {
         let follow = Operation::Read(ReadFile { range: None, follow: true });
         world.log.command(0, control_down::Message::FileRequest(request(&id, path, follow)));
         eventually("the first line", || async { world.log.answers.lock().unwrap().get(&id).map(|_| ()) }).await;
-        world.log.command(0, control_down::Message::FileRequest(request(&id, "", Operation::Cancel(CancelTransfer {}))));
+        world
+            .log
+            .command(0, control_down::Message::FileRequest(request(&id, "", Operation::Cancel(CancelTransfer {}))));
     }
     let parts = eventually("room for another", || async {
         let id = uuid::Uuid::new_v4().to_string();

@@ -1,5 +1,6 @@
 //! The whole agent against a pool-svc, a job-svc and a blob server of the
 //! test: the agent's side of each contract, with real processes.
+#![allow(clippy::unwrap_used)]
 
 mod blob;
 mod death;

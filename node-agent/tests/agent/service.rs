@@ -230,7 +230,7 @@ impl Log {
             let answers = self.answers.lock().unwrap();
             let parts: Vec<_> = answers.get(&id)?.iter().filter_map(|answer| answer.part.clone()).collect();
             let complete = match parts.last()? {
-                file_answer::Part::Data(_) => false,
+                file_answer::Part::Data(_) | file_answer::Part::List(_) => false,
                 file_answer::Part::File(_) => !reading,
                 _ => true,
             };

@@ -27,12 +27,18 @@ async fn results_survive_a_broken_stream_until_they_are_acknowledged() {
     *world.log.acking.lock().unwrap() = false;
     world.run(task("done", "true")).await;
     world.assign(task("running", "/bin/sh -c 'while [ ! -e ../go ]; do sleep 0.02; done'"));
-    eventually("the task's directory", || async { world.task_dir("running").join("stdout.txt").exists().then_some(()) })
-        .await;
+    eventually("the task's directory", || async {
+        world.task_dir("running").join("stdout.txt").exists().then_some(())
+    })
+    .await;
     world.log.break_work();
     let second = eventually("the second hello", || async { hellos(&world).get(1).cloned() }).await;
     let phase = |task: &str| {
-        second.attempts.iter().find(|view| view.key.as_ref().is_some_and(|key| key.task_id == task)).map(|view| view.phase())
+        second
+            .attempts
+            .iter()
+            .find(|view| view.key.as_ref().is_some_and(|key| key.task_id == task))
+            .map(|view| view.phase())
     };
     assert_eq!(phase("done"), Some(AttemptPhase::Ended));
     assert!(matches!(phase("running"), Some(AttemptPhase::Running | AttemptPhase::StagingIn)));
@@ -55,7 +61,8 @@ async fn results_survive_a_broken_stream_until_they_are_acknowledged() {
 async fn without_a_lease_tasks_are_killed_and_reported_later() {
     let world = World::services(Default::default()).await;
     *world.log.lease.lock().unwrap() = Duration::from_millis(1500);
-    let agent = kiln_telemetry::spawn(node_agent::run(node_agent::Config::new(world.join.clone()), world.shutdown.clone()));
+    let agent =
+        kiln_telemetry::spawn(node_agent::run(node_agent::Config::new(world.join.clone()), world.shutdown.clone()));
     world.connected().await;
     world.assign(task("t", "/bin/sh -c 'echo $$ > ../pid; sleep 1000'"));
     let pid = line_of(world.task_dir("t").join("pid")).await;
@@ -78,39 +85,31 @@ async fn an_agent_that_reaches_nobody_ends() {
     let world = World::services(Default::default()).await;
     let mut config = node_agent::Config::new(world.join.clone());
     config.settings.grace = Duration::ZERO;
-    *world.log.lease.lock().unwrap() = Duration::from_millis(200);
+    *world.log.lease.lock().unwrap() = Duration::from_millis(600);
     let agent = kiln_telemetry::spawn(node_agent::run(config, world.shutdown.clone()));
     world.connected().await;
-    // Heartbeats are answered every 200 ms; this ends them.
-    let log = world.log.clone();
-    *log.refusing_work.lock().unwrap() = true;
-    *log.lease.lock().unwrap() = Duration::ZERO;
-    log.break_work();
-    eventually("the control stream to end", || async {
-        log.control_down.lock().unwrap().take().map(|sender| sender.send(Err(tonic::Status::permission_denied("gone"))))
-    })
-    .await
-    .unwrap();
-    drop(world.shutdown.clone());
-    // It registers again and goes on, because pool-svc still answers; cancel.
-    eventually("another registration", || async { (log.registrations.lock().unwrap().len() >= 2).then_some(()) }).await;
-    world.shutdown.cancel();
-    agent.await.unwrap().unwrap();
+    *world.log.refusing_all.lock().unwrap() = true;
+    world.log.break_work();
+    world.log.break_control();
+    let error = agent.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("could not be reached"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_there_from_the_start_ends_the_agent() {
-    let world = World::services(Default::default()).await;
-    let mut join = world.join.clone();
-    join.join_token = "join-token".into();
-    join.control_endpoint = "http://127.0.0.1:1".into();
-    let mut config = node_agent::Config::new(join);
-    config.settings.grace = Duration::ZERO;
-    // The lease that is assumed before the first contact is 30 s; only the
-    // orderly stop is tested within a reasonable time.
-    let agent = kiln_telemetry::spawn(node_agent::run(config, world.shutdown.clone()));
-    world.shutdown.cancel();
-    agent.await.unwrap().unwrap();
+async fn an_expired_token_leads_to_a_new_registration() {
+    let world = World::start().await;
+    world.log.registrations.lock().unwrap().clear();
+    world
+        .log
+        .control_down
+        .lock()
+        .unwrap()
+        .take()
+        .unwrap()
+        .send(Err(tonic::Status::unauthenticated("expired")))
+        .unwrap();
+    eventually("another registration", || async { world.log.registrations.lock().unwrap().first().cloned() }).await;
+    world.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,7 +139,8 @@ async fn scheduling_is_disabled_and_enabled() {
 async fn a_drain_waits_for_tasks_and_then_the_node_leaves() {
     let mut world = World::start().await;
     world.assign(task("t", "/bin/sh -c 'while [ ! -e ../go ]; do sleep 0.02; done'"));
-    eventually("the task's directory", || async { world.task_dir("t").join("stdout.txt").exists().then_some(()) }).await;
+    eventually("the task's directory", || async { world.task_dir("t").join("stdout.txt").exists().then_some(()) })
+        .await;
     let option = DeallocationOption::TaskCompletion.into();
     world.log.command(9, control_down::Message::Drain(Drain { option }));
     let report = world.log.report("the drain began", |report| report.done_command_id == 9).await;
@@ -160,8 +160,10 @@ async fn a_reboot_begins_a_new_life() {
     let world = World::start().await;
     let option = DeallocationOption::Requeue.into();
     world.log.command(3, control_down::Message::Reboot(Reboot { option }));
-    eventually("a second registration", || async { (world.log.registrations.lock().unwrap().len() == 2).then_some(()) })
-        .await;
+    eventually("a second registration", || async {
+        (world.log.registrations.lock().unwrap().len() == 2).then_some(())
+    })
+    .await;
     let report = world.log.report("the command is done", |report| report.done_command_id == 3).await;
     let registrations = world.log.registrations.lock().unwrap().clone();
     assert_ne!(registrations[0].incarnation, registrations[1].incarnation);
@@ -194,8 +196,12 @@ async fn redirects_and_clean_ups_are_followed() {
     world.log.send_work(work_down::Message::Cleanup(Cleanup { tasks: vec![key("a", 1)], job_ids: Vec::new() }));
     eventually("a is gone", || async { (!world.task_dir("a").exists()).then_some(()) }).await;
     assert!(world.task_dir("b").exists());
-    world.log.send_work(work_down::Message::Cleanup(Cleanup { tasks: Vec::new(), job_ids: vec!["j".into(), "../..".into()] }));
-    eventually("the job is gone", || async { (!world.join.root_dir().join("workitems/j").exists()).then_some(()) }).await;
+    world.log.send_work(work_down::Message::Cleanup(Cleanup {
+        tasks: Vec::new(),
+        job_ids: vec!["j".into(), "../..".into()],
+    }));
+    eventually("the job is gone", || async { (!world.join.root_dir().join("workitems/j").exists()).then_some(()) })
+        .await;
     assert!(world.join.root_dir().join("workitems").exists());
     world.stop().await;
 }
@@ -209,5 +215,26 @@ async fn many_small_tasks_share_messages() {
     for number in 0..200 {
         assert_eq!(world.log.result(&format!("t{number}")).await.exit_code, Some(0));
     }
+    world.stop().await;
+}
+
+/// Not a check: prints how many tasks a second one agent runs, 8 at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run it alone"]
+async fn rate_of_small_tasks() {
+    let world = World::start().await;
+    let begin = std::time::Instant::now();
+    let (count, window) = (2000, 8);
+    let mut assigned = 0;
+    while assigned < count {
+        let ended = world.log.ended_count();
+        while assigned < (ended + window).min(count) {
+            world.assign(task(&format!("t{assigned}"), "true"));
+            assigned += 1;
+        }
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    eventually("all", || async { (world.log.ended_count() == count).then_some(()) }).await;
+    println!("{:.0} tasks/s", count as f64 / begin.elapsed().as_secs_f64());
     world.stop().await;
 }

@@ -46,7 +46,9 @@ async fn a_task_finds_its_place_and_its_environment() {
     let out = world.output("t", "stdout.txt");
     let lines: Vec<&str> = out.lines().collect();
     assert_eq!(lines[0], wd.to_str().unwrap());
-    for expected in ["MINE=a b", "AZ_BATCH_TASK_ID=t", "AZ_BATCH_JOB_ID=j", "AZ_BATCH_NODE_ID=n1", "KILN_TASK_ATTEMPT=1"] {
+    for expected in
+        ["MINE=a b", "AZ_BATCH_TASK_ID=t", "AZ_BATCH_JOB_ID=j", "AZ_BATCH_NODE_ID=n1", "KILN_TASK_ATTEMPT=1"]
+    {
         assert!(lines.contains(&expected), "{expected} in {out}");
     }
     assert!(lines.contains(&format!("AZ_BATCH_TASK_WORKING_DIR={}", wd.display()).as_str()));
@@ -180,7 +182,11 @@ async fn every_failure_of_a_resource_file_has_its_code() {
     world.store.fail("/acc/c/busy", 503, 1000);
     world.store.fail("/acc/c/flaky", 500, 2);
     world.store.wrong_md5.lock().unwrap().extend([("/acc/c/md5".to_owned(), 1000), ("/acc/c/md5-once".to_owned(), 1)]);
-    let url = |text: &str| ResourceFile { source: Some(Source::HttpUrl(text.into())), file_path: "f".into(), ..ResourceFile::default() };
+    let url = |text: &str| ResourceFile {
+        source: Some(Source::HttpUrl(text.into())),
+        file_path: "f".into(),
+        ..ResourceFile::default()
+    };
     let container = |name: &str| ResourceFile {
         source: Some(Source::StorageContainerUrl(format!("{}/acc/{name}", world.blob_url))),
         ..ResourceFile::default()
@@ -254,7 +260,10 @@ async fn files_go_out_as_their_conditions_say() {
         out("big.bin", "big", C::TaskSuccess),
         out("only-on-failure", "failure", C::TaskFailure),
     ];
-    let mut spec = task("t", "/bin/sh -c 'echo hi; mkdir -p d; echo 1 > d/a.csv; echo 2 > only-on-failure; head -c 70000000 /dev/zero > big.bin'");
+    let mut spec = task(
+        "t",
+        "/bin/sh -c 'echo hi; mkdir -p d; echo 1 > d/a.csv; echo 2 > only-on-failure; head -c 70000000 /dev/zero > big.bin'",
+    );
     spec.output_files = files.clone();
     let ended = world.run(spec).await;
     assert_eq!((ended.exit_code, failure_code(&ended)), (Some(0), ""), "{ended:?}");
@@ -270,7 +279,11 @@ async fn files_go_out_as_their_conditions_say() {
     assert_eq!(failure_code(&world.run(spec).await), "FailureExitCode");
     assert_eq!(world.store.get("/acc/out/failure").unwrap(), "2\n");
 
-    for (id, status, code) in [("gone", 404, "FileUploadContainerNotFound"), ("denied", 403, "FileUploadAccessDenied"), ("sick", 500, "FileUploadMiscError")] {
+    for (id, status, code) in [
+        ("gone", 404, "FileUploadContainerNotFound"),
+        ("denied", 403, "FileUploadAccessDenied"),
+        ("sick", 500, "FileUploadMiscError"),
+    ] {
         world.store.fail(&format!("/acc/out/{id}"), status, 1000);
         let mut spec = task(id, "true");
         spec.output_files = vec![out("../stdout.txt", id, C::TaskCompletion)];
