@@ -17,7 +17,7 @@
 //! | rebooting | starting | = | starting | unknown | unknown | = | = | = | x | leaving |
 //! | unknown | starting | rep | starting | = | = | unusable | = | rep | x | leaving |
 //! | unusable | starting | rep | starting | unknown | = | = | = | rep unless the agent said unusable | rebooting | leaving |
-//! | leavingpool | = | = (drained: noted) | = | drained | drained | = | = | = | x | = |
+//! | leavingpool | = | = (drained: noted) | = | drained | drained | = | = | = | x | = (no longer waits for tasks) |
 //!
 //! An agent that registers again with the incarnation it had changes nothing.
 
@@ -306,12 +306,13 @@ impl Node {
             return Ok(None);
         }
         let from = std::mem::replace(&mut self.state, to);
-        // Being drained is a detail of leaving, not another state.
-        if from.name() != to.name() {
+        // Being drained is a detail of leaving, not another state; another option
+        // gives the agent its time again.
+        let drained_now = matches!((from, to), (NodeState::LeavingPool { option: a, .. }, NodeState::LeavingPool { option: b, .. }) if a == b);
+        if !drained_now {
             self.state_since = now;
-            return Ok(Some(from));
         }
-        Ok(None)
+        Ok((from.name() != to.name()).then_some(from))
     }
 
     /// The table of the module's documentation.
@@ -435,8 +436,11 @@ impl Node {
                 | S::Unknown
                 | S::LeavingPool { .. } => return Err(refused("a reboot")),
             },
-            NodeEvent::RemovalRequested(option) => match state {
-                S::LeavingPool { .. } => state,
+            NodeEvent::RemovalRequested(wanted) => match state {
+                S::LeavingPool { option, drained } => {
+                    let option = if hurries(option, *wanted) { *wanted } else { option };
+                    S::LeavingPool { option, drained }
+                }
                 S::Creating
                 | S::Starting
                 | S::WaitingForStartTask
@@ -446,7 +450,7 @@ impl Node {
                 | S::Offline
                 | S::Rebooting
                 | S::Unknown
-                | S::Unusable { .. } => S::LeavingPool { option: *option, drained: false },
+                | S::Unusable { .. } => S::LeavingPool { option: *wanted, drained: false },
             },
             NodeEvent::DisableRequested(_) | NodeEvent::EnableRequested => {
                 let disable = matches!(event, NodeEvent::DisableRequested(_));
@@ -496,11 +500,10 @@ impl Node {
             }
             NodeEvent::NotMade => self.count_start(now),
             NodeEvent::RebootRequested(option) => self.order(Order::Reboot(option)),
-            NodeEvent::RemovalRequested(option) => {
-                if !self.state.is_leaving() {
-                    self.order(Order::Drain(option));
-                }
-            }
+            NodeEvent::RemovalRequested(wanted) => match self.state {
+                NodeState::LeavingPool { option, .. } if !hurries(option, wanted) => {}
+                _ => self.order(Order::Drain(wanted)),
+            },
             NodeEvent::DisableRequested(option) => {
                 self.scheduling_disabled = true;
                 self.order(Order::DisableScheduling(option));
@@ -540,6 +543,11 @@ impl Node {
         };
         self.next_start = now.plus(std::time::Duration::from_millis(pause));
     }
+}
+
+/// Whether a node that waits for its tasks is told not to.
+fn hurries(option: DeallocationOption, wanted: DeallocationOption) -> bool {
+    option.waits_for_tasks() && !wanted.waits_for_tasks()
 }
 
 /// The state a report says.
@@ -703,6 +711,18 @@ mod tests {
         node.apply(NodeEvent::RemovalRequested(REQUEUE), NOW).unwrap();
         assert_eq!(node.command, Some(Command { id: 4, order: Order::Drain(REQUEUE) }));
         assert!(node.apply(NodeEvent::DisableRequested(REQUEUE), NOW).is_err());
+    }
+
+    #[test]
+    fn a_node_that_waits_for_its_tasks_can_be_hurried_but_not_slowed_down() {
+        let later = NOW.plus(std::time::Duration::from_secs(100));
+        let mut node = node(NodeState::Running);
+        node.apply(NodeEvent::RemovalRequested(DeallocationOption::TaskCompletion), NOW).unwrap();
+        node.apply(NodeEvent::RemovalRequested(REQUEUE), later).unwrap();
+        assert_eq!((node.state, node.state_since), (LEAVING, later));
+        assert_eq!(node.command, Some(Command { id: 2, order: Order::Drain(REQUEUE) }));
+        node.apply(NodeEvent::RemovalRequested(DeallocationOption::TaskCompletion), later).unwrap();
+        assert_eq!((node.state, node.last_command), (LEAVING, 2));
     }
 
     #[test]

@@ -253,7 +253,11 @@ fn size(pool: &Pool, nodes: &[Node], now: Timestamp, limits: &Limits, decisions:
             if nodes.is_empty() {
                 decisions.push(Decision::ForgetPool);
             }
-            let all = nodes.iter().filter(|node| !node.state.is_leaving());
+            // Nodes that were waiting for their tasks do not wait any longer.
+            let all = nodes.iter().filter(|node| match node.state {
+                NodeState::LeavingPool { option, drained } => option.waits_for_tasks() && !drained,
+                _ => true,
+            });
             decisions.extend(all.map(|node| removal(node, pool, "the pool is being deleted")));
         }
         (PoolState::Active, Allocation::Steady) => {}

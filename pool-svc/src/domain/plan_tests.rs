@@ -133,11 +133,19 @@ fn a_leaving_node_is_drained_then_taken_away_then_forgotten() {
     assert_eq!(planned(&pool, &leaving(true, REQUEUE), seen(), NOW), away);
     assert_eq!(planned(&pool, &leaving(false, REQUEUE), seen(), later(60)), away, "it had its time");
     let waits = leaving(false, DeallocationOption::TaskCompletion);
+    let hurried = planned(&pool, &waits, seen(), NOW);
+    assert!(
+        matches!(&hurried[..], [Decision::Apply { event: NodeEvent::RemovalRequested(REQUEUE), .. }]),
+        "deletion waits for no task: {hurried:?}"
+    );
+    pool.state = PoolState::Active;
+    pool.allocation = Allocation::Steady;
     assert_eq!(planned(&pool, &waits, seen(), later(3600)), []);
     assert_eq!(planned(&pool, &waits, Sight { connected: false, ..seen() }, later(15)), away, "nobody is there");
     assert_eq!(planned(&pool, &waits, Sight { alive: false, ..seen() }, NOW), away);
     let nothing = Sight { exists: false, alive: false, ..seen() };
     assert_eq!(planned(&pool, &waits, nothing, NOW), [Decision::Forget(NodeId::parse("p-1").unwrap())]);
+    pool.delete(NOW).unwrap();
     assert_eq!(planned(&pool, &[], seen(), NOW), [Decision::ForgetPool]);
 }
 
