@@ -1,1 +1,290 @@
+//! What every [`Store`] has to do. [`all`] runs it on an empty one.
 
+use std::sync::Arc;
+
+use kiln_ids::NodeId;
+use kiln_proto::job::v1::{JobSpec, OnAllTasksComplete, TaskSpec};
+use prost::Message;
+
+use super::*;
+use crate::domain::job::{JobEvent, JobState};
+use crate::domain::spec;
+use crate::domain::task::{AttemptEnd, EndCause, Phase, Task, TaskEvent};
+
+fn at(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros)
+}
+
+fn account() -> AccountName {
+    AccountName::parse("Acct").unwrap()
+}
+
+fn job_id(text: &str) -> JobId {
+    JobId::parse(text).unwrap()
+}
+
+fn task_id(text: &str) -> TaskId {
+    TaskId::parse(text).unwrap()
+}
+
+fn request(method: &'static str, id: &str) -> Request {
+    Request { method, id: id.to_owned() }
+}
+
+fn new_job(id: &str) -> NewJob {
+    NewJob {
+        account: account(),
+        job: job_id(id),
+        pool: PoolId::parse("P1").unwrap(),
+        spec: JobSpec { pool_id: "P1".into(), ..JobSpec::default() },
+        traceparent: String::new(),
+        now: at(100),
+        encode: |row| row.job.as_str().as_bytes().to_vec(),
+    }
+}
+
+fn new_task(id: &str) -> Result<NewTask, Error> {
+    let spec = TaskSpec { id: id.into(), command_line: "true".into(), ..TaskSpec::default() };
+    let (id, facts) = spec::check_task(&spec)?;
+    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action: false })
+}
+
+fn adding(job: &str, ids: &[&str]) -> AddTasks {
+    AddTasks {
+        account: account(),
+        job: job_id(job),
+        tasks: ids.iter().map(|id| new_task(id)).collect(),
+        same_is_added: false,
+        request: Request::default(),
+        encode: |added| added.results.len().to_string().into_bytes(),
+        traceparent: "trace".into(),
+        now: at(200),
+    }
+}
+
+fn new<T: std::fmt::Debug>(answered: Answered<T>) -> T {
+    match answered {
+        Answered::New(value) => value,
+        Answered::Before(bytes) => panic!("answered before: {bytes:?}"),
+    }
+}
+
+fn commit(number: u64) -> Commit {
+    Commit {
+        account: account(),
+        tasks: Vec::new(),
+        history: Vec::new(),
+        deleted: Vec::new(),
+        counts: Vec::new(),
+        jobs: Vec::new(),
+        events: Vec::new(),
+        answers: Vec::new(),
+        now: at(300),
+        number,
+    }
+}
+
+async fn create(store: &impl Store, id: &str) -> JobRow {
+    new(store.create_job(new_job(id), Request::default()).await.unwrap())
+}
+
+async fn add(store: &impl Store, job: &str, ids: &[&str]) -> Vec<TaskRow> {
+    let added = new(store.add_tasks(adding(job, ids)).await.unwrap());
+    added.results.into_iter().map(|result| result.outcome.unwrap().new.unwrap()).collect()
+}
+
+fn write(row: &TaskRow, event: TaskEvent) -> (TaskWrite, Task) {
+    let transition = row.task.apply(event, at(300)).unwrap();
+    let expect = (row.task.state.phase(), row.task.attempt);
+    (TaskWrite { row: row.row, expect, task: transition.task.clone() }, transition.task)
+}
+
+fn assign() -> TaskEvent {
+    TaskEvent::Assign { node: Arc::new(NodeId::parse("n1").unwrap()) }
+}
+
+fn end(code: i32) -> AttemptEnd {
+    AttemptEnd { start: None, end: at(400), exit_code: Some(code), failure: None, cause: EndCause::Exited }
+}
+
+/// Everything.
+pub async fn all(store: &impl Store) {
+    jobs_by_key_and_version(store).await;
+    requests_are_answered_once(store).await;
+    tasks_and_counts(store).await;
+    the_scheduler_is_fenced(store).await;
+    job_events_are_judged_in_the_transaction(store).await;
+    reactivation_and_deletion_of_completed_tasks(store).await;
+    deleted_jobs_leave_nothing(store).await;
+}
+
+async fn jobs_by_key_and_version(store: &impl Store) {
+    let job = create(store, "Jobs-1").await;
+    let again = store.create_job(new_job("JOBS-1"), Request::default()).await.unwrap_err();
+    assert!(matches!(again, Error::JobExists(_)));
+    let read = store.job(&account(), &job_id("jobs-1")).await.unwrap();
+    assert_eq!((read.row, read.job.as_str(), read.version), (job.row, "Jobs-1", 1));
+    let disable = JobChange::Event(JobEvent::Disable(crate::domain::job::DisableTasks::Wait), |_| Vec::new());
+    let condition = Precondition { if_match: "0x8D0".into(), ..Precondition::default() };
+    let id = job_id("jobs-1");
+    let refused = store.change_job(&account(), &id, disable.clone(), condition, Request::default(), at(5)).await;
+    assert!(matches!(refused.unwrap_err(), Error::ConditionNotMet(_)));
+    let changed =
+        store.change_job(&account(), &id, disable, Precondition::default(), Request::default(), at(101)).await;
+    let changed = new(changed.unwrap());
+    assert_eq!((changed.version, changed.life.state.name()), (2, "disabling"));
+    assert!(changed.last_modified > job.last_modified);
+    create(store, "jobs-2").await;
+    let listed = store.list_jobs(&account(), Some("jobs-1".into()), 1).await.unwrap();
+    assert_eq!(listed[0].job.as_str(), "jobs-2");
+    let nobody = AccountName::parse("other").unwrap();
+    assert!(store.list_jobs(&nobody, None, 10).await.unwrap().is_empty());
+    assert!(matches!(store.job(&nobody, &id).await.unwrap_err(), Error::JobNotFound(_)));
+    let pools = store.pools().await.unwrap();
+    assert!(pools.iter().any(|(a, p)| *a == account() && p.key() == "p1"));
+    let jobs = store.pool_jobs(&account(), &PoolId::parse("p1").unwrap()).await.unwrap();
+    assert!(jobs.iter().any(|row| row.row == job.row));
+}
+
+async fn requests_are_answered_once(store: &impl Store) {
+    let first = store.create_job(new_job("req"), request("CreateJob", "a")).await.unwrap();
+    assert!(matches!(first, Answered::New(_)));
+    let second = store.create_job(new_job("req"), request("CreateJob", "a")).await.unwrap();
+    assert!(matches!(second, Answered::Before(bytes) if bytes == b"req"));
+    let add = || AddTasks { request: request("AddTasks", "b"), ..adding("req", &["x", "y"]) };
+    assert!(matches!(store.add_tasks(add()).await.unwrap(), Answered::New(_)));
+    assert!(matches!(store.add_tasks(add()).await.unwrap(), Answered::Before(bytes) if bytes == b"2"));
+    let answer = NewAnswer { request: request("TerminateTask", "c"), answer: Vec::new() };
+    store.commit(Commit { answers: vec![answer.clone(), answer], ..commit(1) }).await.unwrap();
+    assert!(store.answer(&account(), &request("TerminateTask", "c")).await.unwrap().is_some());
+    assert!(store.answer(&account(), &request("DeleteTask", "c")).await.unwrap().is_none());
+}
+
+async fn tasks_and_counts(store: &impl Store) {
+    let job = create(store, "tasks").await;
+    let rows = add(store, "tasks", &["B", "a", "c"]).await;
+    assert!(rows.windows(2).all(|pair| pair[0].row < pair[1].row), "row ids grow with age");
+    let mut repeated = adding("tasks", &["b", "d"]);
+    let added = new(store.add_tasks(repeated.clone()).await.unwrap());
+    assert!(matches!(added.results[0].outcome, Err(Error::TaskExists(_))) && added.results[1].outcome.is_ok());
+    repeated.same_is_added = true;
+    repeated.tasks = vec![new_task("B"), new_task("b")];
+    let added = new(store.add_tasks(repeated).await.unwrap());
+    assert!(added.results[0].outcome.as_ref().is_ok_and(|task| task.new.is_none()), "the same spec");
+    assert!(added.results[1].outcome.is_err(), "the same id with another spec");
+    assert_eq!(store.counts(&account(), &job_id("tasks")).await.unwrap().tasks, [4, 0, 0, 0]);
+    let page = store.list_tasks(job.row, Some("a".into()), 2).await.unwrap();
+    assert_eq!(page.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["B", "c"]);
+    assert_eq!(&*page[0].traceparent, "trace");
+    let open = store.open_tasks(job.row, rows[0].row, 10).await.unwrap();
+    assert_eq!(open.len(), 3);
+    let (_, task) = store.task(&account(), &job_id("tasks"), &task_id("b")).await.unwrap();
+    assert_eq!(task.row, rows[0].row);
+    assert_eq!(store.load_tasks(vec![rows[1].row, 999_999]).await.unwrap().len(), 1);
+}
+
+async fn the_scheduler_is_fenced(store: &impl Store) {
+    let job = create(store, "fence").await;
+    let mut rows = add(store, "fence", &["a", "b"]).await;
+    let (first, running) = write(&rows[0], assign());
+    let mut delta = CountsDelta::default();
+    delta.moved(Some(Bucket::Active), Some(Bucket::Running), 1);
+    let batch = Commit { tasks: vec![first.clone()], counts: vec![(job.row, delta)], ..commit(1) };
+    store.commit(batch).await.unwrap();
+    assert_eq!(store.counts(&account(), &job_id("fence")).await.unwrap().tasks, [1, 1, 0, 0]);
+    let open = store.open_tasks(job.row, 0, 10).await.unwrap();
+    assert_eq!(open[0].node.as_ref().map(|node| node.as_str()), Some("n1"));
+    // Once more: the row has moved on, and nothing of the batch is written.
+    let (other, _) = write(&rows[1], assign());
+    let again = store.commit(Commit { tasks: vec![other, first], ..commit(2) }).await;
+    assert!(matches!(again.unwrap_err(), CommitError::Stale { row } if row == rows[0].row));
+    let (_, untouched) = store.task(&account(), &job_id("fence"), &task_id("b")).await.unwrap();
+    assert_eq!(untouched.task.state.phase(), Phase::Active);
+    rows[0].task = running;
+    let transition = rows[0].task.apply(TaskEvent::Retry { attempt: 1, end: end(3) }, at(400)).unwrap();
+    let history = vec![(rows[0].row, transition.history.unwrap())];
+    let back = TaskWrite { row: rows[0].row, expect: (Phase::Running, 1), task: transition.task.clone() };
+    store.commit(Commit { tasks: vec![back], history, ..commit(3) }).await.unwrap();
+    let attempts = store.attempts(rows[0].row, 0, 10).await.unwrap();
+    assert_eq!((attempts[0].number, attempts[0].exit_code), (1, Some(3)));
+    let (_, read) = store.task(&account(), &job_id("fence"), &task_id("a")).await.unwrap();
+    assert_eq!(read.task, transition.task);
+}
+
+async fn job_events_are_judged_in_the_transaction(store: &impl Store) {
+    let job = create(store, "events").await;
+    add(store, "events", &["a"]).await;
+    let event = JobEvent::Terminate("AllTasksComplete".into());
+    let all = |only_if_all_complete| JobWrite { job: job.row, event: event.clone(), only_if_all_complete };
+    let state = |fates: Vec<JobFate>| match fates.into_iter().next() {
+        Some(JobFate::Row(row)) => row.life.state,
+        other => panic!("{other:?}"),
+    };
+    let fates = store.commit(Commit { jobs: vec![all(true)], ..commit(1) }).await.unwrap();
+    assert_eq!(state(fates), JobState::Active, "a task is open");
+    let fates = store.commit(Commit { jobs: vec![all(false)], ..commit(2) }).await.unwrap();
+    assert_eq!(state(fates), JobState::Terminating);
+    let refused = store.add_tasks(adding("events", &["b"])).await.unwrap_err();
+    assert!(matches!(refused, Error::JobBeingTerminated));
+    let drained = JobWrite { job: job.row, event: JobEvent::Drained, only_if_all_complete: false };
+    let fates = store.commit(Commit { jobs: vec![drained.clone()], ..commit(3) }).await.unwrap();
+    assert_eq!(state(fates), JobState::Completed);
+    let gone = JobWrite { job: 999_999, ..drained };
+    let fates = store.commit(Commit { jobs: vec![gone], ..commit(4) }).await.unwrap();
+    assert!(matches!(fates[..], [JobFate::Gone(999_999)]));
+    let update = JobUpdate { on_all_tasks_complete: Some(OnAllTasksComplete::TerminateJob), ..JobUpdate::default() };
+    let change = JobChange::Update(Box::new(update), |_| Vec::new());
+    let none = Precondition::default();
+    let over = store.change_job(&account(), &job_id("events"), change, none, Request::default(), at(1)).await;
+    assert!(matches!(over.unwrap_err(), Error::JobCompleted));
+}
+
+async fn reactivation_and_deletion_of_completed_tasks(store: &impl Store) {
+    let job = create(store, "again").await;
+    let mut row = add(store, "again", &["a"]).await.remove(0);
+    let id = (job_id("again"), task_id("a"));
+    let none = Precondition::default;
+    let live = store.delete_completed_task(&account(), &id.0, &id.1, none(), Request::default(), at(1)).await;
+    assert!(matches!(new(live.unwrap()), Deleted::Live(..)));
+    for event in [assign(), TaskEvent::Finish { attempt: 1, end: end(1) }] {
+        let (change, task) = write(&row, event);
+        store.commit(Commit { tasks: vec![change], ..commit(1) }).await.unwrap();
+        row.task = task;
+    }
+    let mut delta = CountsDelta::default();
+    delta.moved(Some(Bucket::Active), Some(Bucket::Failed), 1);
+    store.commit(Commit { counts: vec![(job.row, delta)], ..commit(2) }).await.unwrap();
+    assert!(store.open_tasks(job.row, 0, 10).await.unwrap().is_empty());
+    let again = store.reactivate_task(&account(), &id.0, &id.1, none(), Request::default(), at(500)).await;
+    assert_eq!(new(again.unwrap()).task.state.phase(), Phase::Active);
+    assert_eq!(store.open_tasks(job.row, 0, 10).await.unwrap().len(), 1);
+    assert_eq!(store.attempts(row.row, 0, 10).await.unwrap().len(), 1);
+    let twice = store.reactivate_task(&account(), &id.0, &id.1, none(), Request::default(), at(501)).await;
+    assert!(matches!(twice.unwrap_err(), Error::TaskNotCompleted));
+    store.commit(Commit { deleted: vec![row.row], ..commit(3) }).await.unwrap();
+    let gone = store.task(&account(), &id.0, &id.1).await.unwrap_err();
+    assert!(matches!(gone, Error::TaskNotFound { .. }));
+    let next = add(store, "again", &["a"]).await.remove(0);
+    assert!(next.row > row.row, "row ids are not used twice");
+}
+
+async fn deleted_jobs_leave_nothing(store: &impl Store) {
+    let job = create(store, "gone").await;
+    add(store, "gone", &["a", "b", "c"]).await;
+    assert_eq!(store.purge_tasks(job.row, 10).await.unwrap(), 0, "only jobs that are being deleted");
+    let delete = JobChange::Event(JobEvent::Delete, |_| Vec::new());
+    let none = Precondition::default();
+    store.change_job(&account(), &job_id("gone"), delete, none, Request::default(), at(300)).await.unwrap();
+    assert_eq!(store.purge_tasks(job.row, 2).await.unwrap(), 2);
+    assert_eq!(store.purge_tasks(job.row, 2).await.unwrap(), 1);
+    store.remove_job(job.row, at(301)).await.unwrap();
+    assert!(store.job_by_row(job.row).await.unwrap().is_none());
+    create(store, "gone").await;
+}
+
+#[tokio::test]
+async fn sqlite_does_what_a_store_has_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite::SqliteStore::open(&dir.path().join("job-svc.db")).await.unwrap();
+    all(&store).await;
+}
