@@ -1,6 +1,8 @@
 //! The service as callers and the bus see it: real gRPC over loopback, a real
 //! store, the in-process bus; at the end the way through RabbitMQ.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,11 +106,7 @@ async fn publish(bus: &dyn Bus, events: Vec<Event>) {
     bus.publish(message(events)).await.unwrap();
 }
 
-async fn ready(client: &Client, bus: &MemoryBus) {
-    // The queue exists as soon as a message waits for its acknowledgement; the
-    // service is there when it answers.
-    let _ = bus;
-    let client = client.clone();
+async fn ready(client: &Client) {
     eventually("the service answering", || {
         let mut client = client.clone();
         async move {
@@ -242,7 +240,7 @@ async fn what_happened_is_told_to_its_account_only() {
     declare(&bus).await;
     let service = Service::start(dir.path(), Arc::new(bus.clone()), &key).await;
     let mut client = service.client.clone();
-    ready(&client, &bus).await;
+    ready(&client).await;
 
     // A watch may begin before its job exists, and hears that nothing happens.
     let request = WatchJobRequest { job_id: "J1".into(), until_completed: true, ..Default::default() };

@@ -58,7 +58,7 @@ async fn a_message_nobody_wants_is_accepted(bus: &dyn Bus) {
 async fn a_message_arrives_as_it_was_sent(bus: Arc<dyn Bus>, queue: QueueSpec) {
     let mut subscription = bus.subscribe(&queue).await.unwrap();
     let mut sent = message("whole.a.b", "äöü-1");
-    sent.body = Bytes::from(vec![0, 255, 7].repeat(100_000));
+    sent.body = Bytes::from([0, 255, 7].repeat(100_000));
     let publishing = publish(&bus, vec![sent.clone()]);
     let delivery = next(&mut *subscription).await;
     assert_eq!(delivery.message, sent);

@@ -185,7 +185,7 @@ mod tests {
             Event { sequence: 0, ..good.clone() },
             Event { sequence: u64::MAX, ..good.clone() },
             Event { time: None, ..good.clone() },
-            Event { subject: "x".repeat(MAX_SUBJECT + 1), ..good.clone() },
+            Event { subject: "x".repeat(MAX_SUBJECT + 1), ..good },
         ] {
             assert!(fact(&bad).is_err());
         }

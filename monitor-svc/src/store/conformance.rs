@@ -270,3 +270,31 @@ async fn sqlite_keeps_the_contract() {
     let store = sqlite::SqliteStore::open(&dir.path().join("m.db")).await.unwrap();
     suite(&store).await;
 }
+
+/// How fast events are stored: `cargo test --release -p monitor-svc -- --ignored --nocapture rate`.
+#[tokio::test]
+#[ignore = "prints a figure, checks nothing"]
+async fn rate() {
+    const EVENTS: i64 = 200_000;
+    let dir = tempfile::tempdir().unwrap();
+    let store = sqlite::SqliteStore::open(&dir.path().join("m.db")).await.unwrap();
+    let facts: Vec<Fact> = (1..=EVENTS)
+        .map(|n| Fact {
+            time_micros: n * 100,
+            deltas: task_deltas("jobs/j", Some("pools/p"), 1, TaskClass::Active, TaskClass::Running),
+            bytes: vec![7; 250],
+            ..fact("s", n, "a", &format!("jobs/j/tasks/task-{:07}", n / 4), "job.task.assigned")
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    for batch in facts.chunks(5_000) {
+        store.append(batch.to_vec(), 0).await.unwrap();
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let size = std::fs::metadata(dir.path().join("m.db")).unwrap().len();
+    println!(
+        "{EVENTS} events in {seconds:.1} s: {:.0}/s, {} bytes each",
+        EVENTS as f64 / seconds,
+        size / EVENTS as u64
+    );
+}

@@ -1,7 +1,7 @@
 //! Subscriptions.
 //!
-//! Each has a task of its own that opens a channel, consumes, hands deliveries
-//! over one at a time, and begins again on the next connection when this one is
+//! Each has a task of its own that opens a channel, consumes, hands
+//! deliveries over, and begins again on the next connection when this one is
 //! lost. What was delivered over a lost connection comes again, and can no
 //! longer be acknowledged.
 
@@ -34,8 +34,9 @@ pub(super) struct RabbitSubscription {
 
 impl RabbitSubscription {
     pub(super) fn start(bus: &RabbitBus, queue: QueueSpec) -> Self {
-        // One is enough: the client library holds what the broker sent ahead.
-        let (sender, deliveries) = mpsc::channel(1);
+        // No more can come than the prefetch; so consumers find at once what is
+        // there, and can take it as a batch.
+        let (sender, deliveries) = mpsc::channel(usize::from(queue.prefetch.max(1)));
         let link = bus.consuming().clone();
         let shared = bus.inner.shared.clone();
         kiln_telemetry::spawn(async move {

@@ -256,7 +256,7 @@ async fn open(shared: &Shared, role: Role) -> Result<(Arc<Session>, Events), Bus
     topology::declare_exchanges(config, &session, &channel).await?;
     match role {
         Role::Publish => {
-            session.answer("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?
+            session.answer("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         }
         Role::Consume => {
             let declared: Vec<_> = shared.declared().values().cloned().collect();
