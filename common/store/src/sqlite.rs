@@ -243,8 +243,7 @@ impl Database {
     /// Completes after the next commit; for loops that look for new rows. Create
     /// the future before looking, so that no commit is missed.
     pub fn committed(&self) -> impl Future<Output = ()> + '_ {
-        let notified = self.inner.committed.notified();
-        async move { notified.await }
+        self.inner.committed.notified()
     }
 
     /// Where the file is.
