@@ -13,19 +13,34 @@ use super::{Checksums, Hasher, blocking};
 /// upload: one that fills, one that is being written.
 const CHUNK: usize = 1024 * 1024;
 
-/// Makes `root` and its `shards` directories, durably.
-pub fn prepare(root: &Path, shards: u64) -> io::Result<()> {
+/// Makes `root`, durably. The directories below it come when they are needed:
+/// a deployment that lives for one run makes and removes few.
+pub fn prepare(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root)?;
-    for shard in 0..shards {
-        let dir = root.join(format!("{shard:02x}"));
-        if !dir.is_dir() {
-            fs::create_dir(&dir)?;
-        }
-    }
     sync_dir(root)?;
     match root.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),
         _ => Ok(()),
+    }
+}
+
+/// A new file; its directory is made, durably, if this is its first.
+fn create_file(path: &Path) -> io::Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let (Some(dir), Some(root)) = (path.parent(), path.parent().and_then(Path::parent)) else {
+                return Err(error);
+            };
+            match fs::create_dir(dir) {
+                // Whoever was faster may not have flushed it yet.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                result => result?,
+            }
+            sync_dir(root)?;
+            create()
+        }
+        result => result,
     }
 }
 
@@ -98,7 +113,7 @@ impl LocalWriter {
         // The guard is made where the file is made: if nobody waits for the
         // answer any more, dropping the answer removes the file.
         let (file, guard) = blocking(move || {
-            let file = OpenOptions::new().write(true).create_new(true).open(&target)?;
+            let file = create_file(&target)?;
             Ok((file, FileGuard(Some(target))))
         })
         .await?;

@@ -147,7 +147,7 @@ impl Objects {
     pub async fn local(root: &Path) -> io::Result<Self> {
         let root: Arc<Path> = Arc::from(root);
         let made = root.clone();
-        blocking(move || local::prepare(&made, SHARDS)).await?;
+        blocking(move || local::prepare(&made)).await?;
         let store = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
         Ok(Self::new(Arc::new(store), Some(root)))
     }
