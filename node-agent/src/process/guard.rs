@@ -149,6 +149,7 @@ pub async fn keep_guard(
                 match start(&command, &incarnation, &supervisor).await {
                     Ok(next) => {
                         guard = next;
+                        tracing::info!("the guard process was replaced");
                         break;
                     }
                     Err(error) => tracing::warn!(error = format!("{error:#}"), "the guard cannot be started"),

@@ -6,6 +6,7 @@ use kiln_proto::job::v1::work_up;
 use kiln_testkit::eventually;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::io::AsyncBufReadExt;
 use tokio::process::{Child, Command};
 
 use crate::service::{World, is_running, line_of, task};
@@ -74,12 +75,8 @@ async fn a_guard_that_was_killed_is_replaced() {
     let first = guard().unwrap();
     kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
     eventually("another guard", || async { guard().filter(|pid| *pid != first) }).await;
-    // Ready when it leads a session of its own.
-    eventually("the guard is ready", || async {
-        let pid = guard()?;
-        node_agent::process::table::scan().into_iter().find(|process| process.pid == pid && process.group == pid)
-    })
-    .await;
+    let mut lines = tokio::io::BufReader::new(agent.stderr.take().unwrap()).lines();
+    while !lines.next_line().await.unwrap().unwrap().contains("was replaced") {}
     signal(&agent, Signal::SIGKILL);
     agent.wait().await.unwrap();
     for pid in &pids {
