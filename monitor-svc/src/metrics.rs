@@ -15,8 +15,8 @@ pub struct Metrics {
     pub log_events: IntGauge,
     /// Sources of which events are missing.
     pub gaps: IntGauge,
-    /// Events that are not waited for any more.
-    pub missing: IntCounter,
+    /// Gaps that are not waited for any more.
+    pub gaps_accepted: IntCounter,
     /// Events that retention deleted.
     pub pruned: IntCounter,
 }
@@ -36,7 +36,10 @@ impl Metrics {
             watchers: IntGauge::new("kiln_monitor_watchers", "Open watch streams")?,
             log_events: IntGauge::new("kiln_monitor_log_events", "Events in the log")?,
             gaps: IntGauge::new("kiln_monitor_gaps", "Sources of which events are missing for a while")?,
-            missing: IntCounter::new("kiln_monitor_missing_events_total", "Events that never came")?,
+            gaps_accepted: IntCounter::new(
+                "kiln_monitor_gaps_accepted_total",
+                "Gaps in the sequence of a source that never closed",
+            )?,
             pruned: IntCounter::new("kiln_monitor_pruned_events_total", "Events deleted by retention")?,
         };
         registry.register(Box::new(metrics.events.clone()))?;
@@ -44,7 +47,7 @@ impl Metrics {
         for gauge in [&metrics.watchers, &metrics.log_events, &metrics.gaps] {
             registry.register(Box::new(gauge.clone()))?;
         }
-        for counter in [&metrics.missing, &metrics.pruned] {
+        for counter in [&metrics.gaps_accepted, &metrics.pruned] {
             registry.register(Box::new(counter.clone()))?;
         }
         Ok(metrics)

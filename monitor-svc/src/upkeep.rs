@@ -84,7 +84,7 @@ impl Upkeep {
                 tracing::warn!(gap.source, gap.first_missing, gap.newest, %since, "events of a source are missing");
             }
             if gap.since_micros < old(GAP_ACCEPT) {
-                self.metrics.missing.inc();
+                self.metrics.gaps_accepted.inc();
                 tracing::error!(gap.source, gap.first_missing, gap.newest, %since, "events never came; no longer waiting");
             }
         }
