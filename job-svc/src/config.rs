@@ -22,6 +22,8 @@ pub struct RawConfig {
     pub transition_linger_ms: Option<u64>,
     /// File with the cluster key (Base64).
     pub cluster_key_file: Option<PathBuf>,
+    /// URL of RabbitMQ.
+    pub amqp_url: Option<String>,
 }
 
 /// Validated settings.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use clap::Parser;
 use job_svc::config::{Config, RawConfig};
 use kiln_auth::SecretKey;
+use kiln_bus::rabbitmq::{RabbitBus, RabbitConfig};
 use kiln_telemetry::{LogFormat, Options};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +31,9 @@ async fn main() -> anyhow::Result<()> {
     let raw: RawConfig = kiln_config::load(args.config.as_deref(), "KILN_JOB_", &serde_json::json!({}))?;
     let key_file = raw.cluster_key_file.clone().context("cluster_key_file is required")?;
     let key = std::fs::read_to_string(&key_file).with_context(|| key_file.display().to_string())?;
+    let url =
+        raw.amqp_url.clone().context("amqp_url is required: a process of its own shares its events over RabbitMQ")?;
+    let bus = Arc::new(RabbitBus::new(RabbitConfig::new(&url, "job-svc")).context("amqp_url")?);
     let listen = raw.listen.clone().unwrap_or_else(|| "127.0.0.1:7463".to_owned());
     let config = Config::try_from(raw)?;
     let listener = tokio::net::TcpListener::bind(&listen).await.with_context(|| format!("listen = {listen:?}"))?;
@@ -40,7 +44,6 @@ async fn main() -> anyhow::Result<()> {
             stop.cancel();
         }
     });
-    let bus = Arc::new(kiln_bus::memory::MemoryBus::new());
     let deps = job_svc::Deps { cluster_key: Arc::new(SecretKey::from_base64(&key)?), bus };
     let outcome = job_svc::run(config, deps, listener, shutdown).await;
     tokio::task::spawn_blocking(move || guard.shutdown()).await?;

@@ -73,7 +73,7 @@ mod tests {
             (Precondition { if_match: format!("\"{etag}\""), ..none() }, true),
             (Precondition { if_match: "*".into(), ..none() }, true),
             (Precondition { if_match: "0x8D1".into(), ..none() }, false),
-            (Precondition { if_none_match: etag.clone(), ..none() }, false),
+            (Precondition { if_none_match: etag, ..none() }, false),
             (Precondition { if_none_match: "\"0x8D1\"".into(), ..none() }, true),
             (Precondition { if_modified_since: Some(before), ..none() }, true),
             (Precondition { if_modified_since: Some(at), ..none() }, false),

@@ -109,7 +109,7 @@ fn jobs_that_are_refused() {
         (
             "InvalidConstraintValue",
             Box::new(|j| {
-                j.constraints = Some(JobConstraints { max_task_retry_count: -2, ..JobConstraints::default() })
+                j.constraints = Some(JobConstraints { max_task_retry_count: -2, ..JobConstraints::default() });
             }),
         ),
     ];

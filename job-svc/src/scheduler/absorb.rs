@@ -217,7 +217,8 @@ impl Actor {
         let spec = match TaskSpec::decode(task.spec.clone()) {
             Ok(spec) => spec,
             Err(error) => {
-                // The lease of the attempt brings it back; it cannot be run.
+                // Only damage of the database does this. The attempt stays booked
+                // until the agent's next hello.
                 tracing::error!(row = task.row, %error, "a stored spec cannot be read");
                 return None;
             }

@@ -75,10 +75,13 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
+/// Where the answer to a command goes.
+type CommandReply = oneshot::Sender<Result<(), Refused>>;
+
 /// Commands that wait for their answer.
 #[derive(Debug)]
 pub(super) struct Waiter {
-    pub reply: oneshot::Sender<Result<(), Refused>>,
+    pub reply: CommandReply,
     pub answer: Option<NewAnswer>,
 }
 
@@ -90,7 +93,7 @@ pub(super) struct Batch {
     pub index: HashMap<Row, usize>,
     pub counts: HashMap<JobKey, CountsDelta>,
     pub mail: Mail,
-    pub replies: Vec<(oneshot::Sender<Result<(), Refused>>, Result<(), Refused>)>,
+    pub replies: Vec<(CommandReply, Result<(), Refused>)>,
     pub purge: Vec<JobKey>,
 }
 

@@ -96,9 +96,10 @@ impl Actor {
             let view = JobView { state: JobState::Deleting, ..view.clone() };
             if view.key == key {
                 self.inputs.pop_back();
-                let before = JobView { state: JobState::Completed, version: 0, ..view.clone() };
+                let deleting = view.clone();
+                let before = JobView { state: JobState::Completed, version: 0, ..view };
                 self.inputs.push_back(Input::Loaded { view: before, ready: Vec::new(), running: Vec::new() });
-                self.inputs.push_back(Input::Job { view, answer: false });
+                self.inputs.push_back(Input::Job { view: deleting, answer: false });
             }
         }
     }

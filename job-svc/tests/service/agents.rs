@@ -18,7 +18,7 @@ async fn tasks_run_and_their_results_are_acknowledged() {
     client.create_job("j1", JobSpec::default()).await;
     client.add_many("j1", 500).await;
     let mut agent = service.agent("n1", 8).await;
-    let work = tokio::spawn(async move { agent.work().await });
+    let work = kiln_telemetry::spawn(async move { agent.work().await });
     client.completed("j1", 500).await;
     let counts = client.counts("j1").await;
     assert_eq!((counts.active, counts.running, counts.succeeded, counts.failed), (0, 0, 500, 0));
@@ -149,7 +149,7 @@ async fn a_node_that_is_taken_away_gives_its_tasks_back() {
     let mut agent = service.agent("n1", 1).await;
     let key = agent.assignments().await[0].key.clone().unwrap();
     agent.send(work_up::Message::Status(status(1, false))).await;
-    assert_eq!(agent.stops().await, [key.clone()]);
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
     assert_eq!(client.task("j1", "t").await.unwrap().state(), TaskState::Running, "it still runs there");
     let mut other = service.agent("n2", 1).await;
     agent.stopped(&key).await;

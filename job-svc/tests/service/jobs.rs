@@ -73,7 +73,7 @@ async fn disable_requeues_and_enable_runs_again() {
     let request = DisableJobRequest { id: "j1".into(), ..Default::default() };
     call!(client, disable_job, request).unwrap();
     assert_eq!(client.job("j1").await.unwrap().state(), JobState::Disabling);
-    assert_eq!(agent.stops().await, [key.clone()]);
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
     agent.stopped(&key).await;
     client.job_becomes("j1", JobState::Disabled).await;
     let task = client.task("j1", "t").await.unwrap();
@@ -98,7 +98,7 @@ async fn disable_with_wait_and_with_terminate() {
         match how {
             DisableTasks::Wait => agent.end(&key, 0).await,
             _ => {
-                assert_eq!(agent.stops().await, [key.clone()]);
+                assert_eq!(agent.stops().await, std::slice::from_ref(&key));
                 let task = client.task_becomes(job, "t", TaskState::Completed).await;
                 assert_eq!(task.execution.unwrap().failure.unwrap().code, "TaskEnded");
                 agent.stopped(&key).await;
@@ -121,7 +121,7 @@ async fn terminate_ends_running_tasks_and_leaves_waiting_ones() {
     let request = TerminateJobRequest { id: "j1".into(), reason: "enough".into(), ..Default::default() };
     call!(client, terminate_job, request).unwrap();
     assert_eq!(client.job("j1").await.unwrap().state(), JobState::Terminating);
-    assert_eq!(agent.stops().await, [key.clone()]);
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
     agent.stopped(&key).await;
     let job = client.job_becomes("j1", JobState::Completed).await;
     assert_eq!(job.terminate_reason, "enough");
@@ -181,7 +181,7 @@ async fn the_wall_clock_of_a_job_ends_it() {
     client.add("j1", spec("a")).await;
     let mut agent = service.agent("n1", 1).await;
     let key = agent.assignments().await[0].key.clone().unwrap();
-    assert_eq!(agent.stops().await, [key.clone()]);
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
     agent.stopped(&key).await;
     let job = client.job_becomes("j1", JobState::Completed).await;
     assert_eq!(job.terminate_reason, "MaxWallClockTimeExpiry");

@@ -1,4 +1,5 @@
 //! job-svc over its wire: clients on one side, agents on the other.
+#![allow(clippy::large_futures, clippy::unwrap_used)] // test bodies are long; helpers are tests, too
 
 mod agents;
 mod harness;

@@ -118,7 +118,7 @@ async fn a_terminated_task_that_is_reactivated_waits_for_its_process_to_end() {
     call!(client, terminate_task, terminate("t")).unwrap();
     assert_eq!(client.task("j1", "t").await.unwrap().state(), TaskState::Completed);
     call!(client, reactivate_task, reactivate("t")).unwrap();
-    assert_eq!(holder.stops().await, [key.clone()]);
+    assert_eq!(holder.stops().await, std::slice::from_ref(&key));
     // Something else does run on the free node meanwhile: it is not blocked.
     client.add("j1", spec("next")).await;
     let given = free.assignments().await;
@@ -137,8 +137,8 @@ async fn a_running_task_is_deleted_when_its_process_has_ended() {
     let mut agent = service.agent("n1", 1).await;
     let key = agent.assignments().await[0].key.clone().unwrap();
     let deleting = client.clone();
-    let call = tokio::spawn(async move { call!(deleting, delete_task, delete("t")) });
-    assert_eq!(agent.stops().await, [key.clone()]);
+    let call = kiln_telemetry::spawn(async move { call!(deleting, delete_task, delete("t")) });
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
     assert!(client.task("j1", "t").await.is_ok());
     agent.stopped(&key).await;
     call.await.unwrap().unwrap();
@@ -226,4 +226,24 @@ async fn events_tell_the_life_of_a_task_in_order() {
         ["job.job.created", "job.task.added", "job.task.assigned", "job.task.started", "job.task.finished"]
     );
     eventually("done", || async { Some(()) }).await;
+}
+
+/// Tasks a second from submission to the last recorded end, nothing executed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn tasks_per_second() {
+    let service = Service::start().await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    let count = 20_000_usize;
+    for node in 0..4 {
+        let mut agent = service.agent(&format!("n{node}"), 256).await;
+        kiln_telemetry::spawn(async move { agent.work().await });
+    }
+    let began = std::time::Instant::now();
+    client.add_many("j1", count).await;
+    let added = began.elapsed();
+    client.completed("j1", count as i64).await;
+    let all = began.elapsed();
+    println!("{count} tasks: added in {added:?}, done in {all:?}, {:.0} a second", count as f64 / all.as_secs_f64());
 }

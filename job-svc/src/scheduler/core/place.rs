@@ -137,9 +137,6 @@ impl Core {
             if ready != job.ready_count {
                 return Err(format!("job {key} counts its waiting tasks wrongly"));
             }
-            if job.view.max_parallel.is_some_and(|max| job.running > max.max(job.running)) {
-                return Err(format!("job {key} runs too many tasks"));
-            }
             for row in job.ready.values().flat_map(BTreeMap::keys) {
                 if self.live.contains_key(row) {
                     return Err(format!("row {row} waits and runs"));

@@ -80,6 +80,9 @@ struct FakeAgent {
     sequence: u64,
 }
 
+/// Reports to acknowledge.
+type Acks = Vec<(Conn, Row, u32)>;
+
 /// What the store has.
 struct Stored {
     job: JobKey,
@@ -93,7 +96,7 @@ struct World {
     mono: Duration,
     core: Core,
     /// Effects that are not durable, with the acks that wait for them.
-    pending: VecDeque<(Effects, Vec<(Conn, Row, u32)>)>,
+    pending: VecDeque<(Effects, Acks)>,
     tasks: BTreeMap<Row, Stored>,
     jobs: BTreeMap<JobKey, JobView>,
     agents: Vec<FakeAgent>,
@@ -150,7 +153,7 @@ impl World {
         self.core.place(&mut fx);
         self.core.check().unwrap();
         for (conn, sequence) in std::mem::take(&mut fx.grants) {
-            self.to_agent(conn, Down::Grant(sequence));
+            self.mail(conn, Down::Grant(sequence));
         }
         for conn in std::mem::take(&mut fx.close) {
             self.break_stream(conn);
@@ -162,7 +165,7 @@ impl World {
         self.agents.iter_mut().find(|agent| agent.conn == Some(conn))
     }
 
-    fn to_agent(&mut self, conn: Conn, message: Down) {
+    fn mail(&mut self, conn: Conn, message: Down) {
         if let Some(agent) = self.agent_of(conn) {
             agent.down.push_back(message);
         }
@@ -196,17 +199,17 @@ impl World {
         for send in fx.sends {
             match send {
                 Send::Welcome(_) => {}
-                Send::Assign(conn, row, attempt) => self.to_agent(conn, Down::Assign(row, attempt)),
-                Send::Stop(conn, row, attempt) => self.to_agent(conn, Down::Stop(row, attempt)),
+                Send::Assign(conn, row, attempt) => self.mail(conn, Down::Assign(row, attempt)),
+                Send::Stop(conn, row, attempt) => self.mail(conn, Down::Stop(row, attempt)),
                 Send::StopSeen(conn, token) => {
                     let (row, attempt) = self.seen[&conn][token as usize];
                     self.foreign.entry(conn).or_default().push((row, attempt));
-                    self.to_agent(conn, Down::Stop(row, attempt));
+                    self.mail(conn, Down::Stop(row, attempt));
                 }
             }
         }
         for (conn, row, attempt) in acks {
-            self.to_agent(conn, Down::Ack(row, attempt));
+            self.mail(conn, Down::Ack(row, attempt));
         }
         self.purged.extend(fx.purge);
         for write in fx.jobs {
