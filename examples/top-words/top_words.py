@@ -11,8 +11,6 @@ import argparse
 import os
 import re
 import sys
-import urllib.parse
-import urllib.request
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 
@@ -27,6 +25,10 @@ def top_words(text, number):
 
 def upload(container_url, name, content):
     """Writes one blob with nothing but the container's URL and its SAS."""
+    # Loading these takes longer than counting.
+    import urllib.parse
+    import urllib.request
+
     base, sas = container_url.split("?", 1)
     request = urllib.request.Request(
         f"{base}/{urllib.parse.quote(name)}?{sas}",
