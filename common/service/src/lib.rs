@@ -1,0 +1,135 @@
+//! The shell of a service that runs as a process of its own: flags, settings
+//! that all services share, logs, signals, listeners, the bus. What is left for
+//! a service's `main.rs` is to call [`main()`] and hand over to its `run`.
+//!
+//! Settings come from the file (`--config`), then from environment variables
+//! `KILN_<SERVICE>_<KEY>`, then from flags; unknown keys are refused. The order
+//! of a start: settings are checked, logs begin, the port is bound, the bus is
+//! made, `run` begins. SIGTERM or SIGINT ask it to end, a second one ends the
+//! process at once; the last spans are exported before it is gone.
+//!
+//! Exit codes: 0 done, 1 failed, 2 flags or settings cannot be used.
+//!
+//! - [`settings`]: keys, where they come from, how they are checked;
+//! - [`signals`]: from signals to a cancelled token.
+
+pub mod settings;
+pub mod signals;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches};
+use kiln_auth::SecretKey;
+use kiln_bus::{Bus, MemoryBus, RabbitBus, RabbitConfig};
+use kiln_telemetry::Options;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use settings::{Common, Flags, Settings, load};
+
+/// Exit code for flags and settings that cannot be used; clap has the same.
+const UNUSABLE: u8 = 2;
+
+/// Work that blocks and is still not done when `run` has returned may go on for
+/// this long.
+const LAST_WORK: Duration = Duration::from_secs(5);
+
+/// What the shell hands to a service.
+#[derive(Debug)]
+pub struct Shell {
+    /// Bound to the address in `listen`.
+    pub listener: TcpListener,
+    /// Signs the tokens of services and nodes.
+    pub cluster_key: Arc<SecretKey>,
+    /// As `amqp_url` says; of a service without one, a bus nobody else is on.
+    pub bus: Arc<dyn Bus>,
+    /// Cancelled by SIGTERM and SIGINT.
+    pub shutdown: CancellationToken,
+}
+
+/// Runs a service: all of its `main`.
+pub fn main<S, Run, Running>(run: Run) -> ExitCode
+where
+    S: Settings,
+    Run: FnOnce(S::Config, Shell) -> Running,
+    Running: Future<Output = anyhow::Result<()>>,
+{
+    let command = Flags::command().name(S::SERVICE).about(S::ABOUT).version(env!("CARGO_PKG_VERSION"));
+    let flags = match Flags::from_arg_matches(&command.get_matches()) {
+        Ok(flags) => flags,
+        Err(error) => error.exit(),
+    };
+    let (common, config) = match load::<S>(&flags) {
+        Ok(settings) => settings,
+        Err(error) => return complain(S::SERVICE, &error.into(), UNUSABLE),
+    };
+    if flags.check_config {
+        println!("{common:#?}\n{config:#?}");
+        return ExitCode::SUCCESS;
+    }
+    match process(S::SERVICE, common, |shell| run(config, shell)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(S::SERVICE, &error, 1),
+    }
+}
+
+/// A listener on `address`, which the setting `key` gave.
+///
+/// # Errors
+/// Names the setting, the address and what the system says.
+pub async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key} = {address} cannot be listened on"))
+}
+
+fn complain(service: &str, error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("{service}: {error:#}");
+    ExitCode::from(code)
+}
+
+fn process<Run, Running>(service: &'static str, common: Common, run: Run) -> anyhow::Result<()>
+where
+    Run: FnOnce(Shell) -> Running,
+    Running: Future<Output = anyhow::Result<()>>,
+{
+    let runtime = tokio::runtime::Runtime::new()?;
+    let telemetry = runtime.block_on(async {
+        kiln_telemetry::init(Options {
+            service,
+            format: common.log_format,
+            default_filter: "info",
+            otlp_endpoint: Options::otlp_from_env(),
+        })
+    })?;
+    let outcome = runtime.block_on(serve(service, common, run));
+    telemetry.shutdown();
+    runtime.shutdown_timeout(LAST_WORK);
+    outcome
+}
+
+async fn serve<Run, Running>(service: &'static str, common: Common, run: Run) -> anyhow::Result<()>
+where
+    Run: FnOnce(Shell) -> Running,
+    Running: Future<Output = anyhow::Result<()>>,
+{
+    let shutdown = signals::shutdown()?;
+    let listener = bind("listen", common.listen).await?;
+    let rabbit = match common.bus.url() {
+        Some(url) => Some(RabbitBus::new(RabbitConfig::new(url, service)).context("amqp_url")?),
+        None => None,
+    };
+    let bus: Arc<dyn Bus> = match &rabbit {
+        Some(bus) => Arc::new(bus.clone()),
+        None => Arc::new(MemoryBus::new()),
+    };
+    tracing::info!(listen = %listener.local_addr()?, "{service} listens");
+    let outcome = run(Shell { listener, cluster_key: common.cluster_key, bus, shutdown }).await;
+    if let Some(bus) = rabbit {
+        bus.close();
+    }
+    outcome
+}

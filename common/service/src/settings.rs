@@ -1,0 +1,286 @@
+//! Settings that all services share, and how a service adds its own.
+//!
+//! | key | |
+//! |---|---|
+//! | `listen` | address of the service's main port |
+//! | `data_dir` | directory of its store; required |
+//! | `cluster_key_file` | file with the deployment's key, Base64 |
+//! | `cluster_key` | the key itself; meant for the environment |
+//! | `amqp_url` | RabbitMQ, or `memory` to keep events in the process; required |
+//! | `log_format` | `json` (default) or `plain` |
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Parser;
+use kiln_auth::SecretKey;
+use kiln_config::{ConfigError, check};
+use kiln_telemetry::LogFormat;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Value of `amqp_url` that keeps events inside the process.
+const IN_MEMORY: &str = "memory";
+
+/// Flags of every service; those given win over file and environment.
+#[derive(Debug, Default, Parser, Serialize)]
+pub struct Flags {
+    /// File with the settings (TOML).
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Address of the main port.
+    #[arg(long, value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// Directory of the store.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// json or plain.
+    #[arg(long, value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<String>,
+    /// Check the settings, print what they come to (without secrets) and exit.
+    #[arg(long)]
+    #[serde(skip)]
+    pub check_config: bool,
+}
+
+/// A service's own settings, as written. Implementors deny unknown fields; the
+/// keys of [`Common`] never reach them.
+pub trait Settings: DeserializeOwned {
+    /// What they become once they are checked. Printed by `--check-config`:
+    /// `Debug` shows no secrets.
+    type Config: fmt::Debug;
+    /// For example `job-svc`.
+    const SERVICE: &'static str;
+    /// One line for `--help`.
+    const ABOUT: &'static str;
+    /// Environment variables that begin with this win over the file.
+    const ENV_PREFIX: &'static str;
+    /// Default of `listen`.
+    const LISTEN: &'static str;
+    /// Whether the service is on the bus; else `amqp_url` is an unknown key.
+    const ON_BUS: bool = true;
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first that cannot be used.
+    fn validate(self, common: &Common) -> Result<Self::Config, ConfigError>;
+}
+
+/// Where events go.
+#[derive(Clone, PartialEq, Eq)]
+pub enum BusSetting {
+    /// Nowhere outside of the process.
+    Memory,
+    /// To RabbitMQ at this URL, which holds a password.
+    Rabbit(String),
+}
+
+/// Checked settings of the process around a service.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// Address of the main port.
+    pub listen: SocketAddr,
+    /// Directory of the store.
+    pub data_dir: PathBuf,
+    /// The deployment's key.
+    pub cluster_key: Arc<SecretKey>,
+    /// Where events go.
+    pub bus: BusSetting,
+    /// Form of the log lines.
+    pub log_format: LogFormat,
+}
+
+/// [`Common`] as written.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCommon {
+    listen: Option<String>,
+    data_dir: Option<PathBuf>,
+    cluster_key_file: Option<PathBuf>,
+    cluster_key: Option<String>,
+    amqp_url: Option<String>,
+    log_format: Option<String>,
+}
+
+/// The keys of [`RawCommon`]; the last is for services on the bus.
+const KEYS: [&str; 6] = ["listen", "data_dir", "cluster_key_file", "cluster_key", "log_format", "amqp_url"];
+
+/// Reads file, environment and flags.
+///
+/// # Errors
+/// [`ConfigError`] names the key, the value and where it came from.
+pub fn load<S: Settings>(flags: &Flags) -> Result<(Common, S::Config), ConfigError> {
+    let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - 1] };
+    let (common, own): (RawCommon, S) = kiln_config::load_parts(flags.config.as_deref(), S::ENV_PREFIX, flags, keys)?;
+    let common = common.validate(S::LISTEN, S::ON_BUS)?;
+    let config = own.validate(&common)?;
+    Ok((common, config))
+}
+
+impl RawCommon {
+    fn validate(self, default_listen: &str, on_bus: bool) -> Result<Common, ConfigError> {
+        Ok(Common {
+            listen: check::address("listen", self.listen.as_deref().unwrap_or(default_listen))?,
+            data_dir: check::required("data_dir", self.data_dir)?,
+            cluster_key: Arc::new(key(self.cluster_key_file.as_deref(), self.cluster_key.as_deref())?),
+            bus: if on_bus { BusSetting::parse(self.amqp_url)? } else { BusSetting::Memory },
+            log_format: match self.log_format.as_deref() {
+                None | Some("json") => LogFormat::Json,
+                Some("plain") => LogFormat::Plain,
+                Some(other) => return Err(ConfigError::value("log_format", other, "must be json or plain")),
+            },
+        })
+    }
+}
+
+fn key(file: Option<&Path>, text: Option<&str>) -> Result<SecretKey, ConfigError> {
+    match (file, text) {
+        (Some(file), None) => {
+            let wrong = |why: String| ConfigError::value("cluster_key_file", file.display(), why);
+            let text = std::fs::read_to_string(file).map_err(|error| wrong(error.to_string()))?;
+            SecretKey::from_base64(&text).map_err(|error| wrong(error.to_string()))
+        }
+        (None, Some(text)) => SecretKey::from_base64(text)
+            .map_err(|error| ConfigError::value("cluster_key", "(secret)", error.to_string())),
+        (None, None) => Err(ConfigError::value("cluster_key_file", "", "is required (or cluster_key)")),
+        (Some(file), Some(_)) => {
+            Err(ConfigError::value("cluster_key_file", file.display(), "cannot be given together with cluster_key"))
+        }
+    }
+}
+
+impl BusSetting {
+    fn parse(text: Option<String>) -> Result<Self, ConfigError> {
+        match text {
+            None => {
+                Err(ConfigError::value("amqp_url", "", "is required: amqp://user:password@host:5672/%2f or memory"))
+            }
+            Some(text) if text == IN_MEMORY => Ok(Self::Memory),
+            Some(text) if text.starts_with("amqp://") || text.starts_with("amqps://") => Ok(Self::Rabbit(text)),
+            Some(_) => {
+                Err(ConfigError::value("amqp_url", "(secret)", "must begin with amqp:// or amqps://, or be memory"))
+            }
+        }
+    }
+
+    /// RabbitMQ's URL, if that is where events go.
+    pub fn url(&self) -> Option<&str> {
+        match self {
+            Self::Memory => None,
+            Self::Rabbit(url) => Some(url),
+        }
+    }
+}
+
+impl fmt::Debug for BusSetting {
+    /// Without what stands before the host.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("Memory"),
+            Self::Rabbit(url) => match url.rsplit_once('@') {
+                Some((_, rest)) => write!(f, "Rabbit(amqp://(redacted)@{rest})"),
+                None => write!(f, "Rabbit({url})"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Own {
+        depth: Option<u64>,
+    }
+
+    impl Settings for Own {
+        type Config = u64;
+        const SERVICE: &'static str = "test-svc";
+        const ABOUT: &'static str = "";
+        const ENV_PREFIX: &'static str = "KILN_TEST_NONE_";
+        const LISTEN: &'static str = "127.0.0.1:7";
+
+        fn validate(self, common: &Common) -> Result<u64, ConfigError> {
+            Ok(self.depth.unwrap_or(common.listen.port().into()))
+        }
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Quiet {}
+
+    impl Settings for Quiet {
+        type Config = ();
+        const SERVICE: &'static str = "quiet-svc";
+        const ABOUT: &'static str = "";
+        const ENV_PREFIX: &'static str = "KILN_TEST_NONE_";
+        const LISTEN: &'static str = "127.0.0.1:7";
+        const ON_BUS: bool = false;
+
+        fn validate(self, _: &Common) -> Result<(), ConfigError> {
+            Ok(())
+        }
+    }
+
+    const KEY: &str = "ZXhhbXBsZS1jbHVzdGVyLWtleS1jaGFuZ2UtbWU=";
+
+    fn read<S: Settings>(text: &str) -> Result<(Common, S::Config), String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.toml");
+        std::fs::write(&file, text).unwrap();
+        load::<S>(&Flags { config: Some(file), ..Flags::default() }).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn own_and_common_settings_come_from_one_file() {
+        let url = "amqp://kiln:pa@ss@host:5672/%2f";
+        let text = format!("data_dir = \"d\"\ncluster_key = \"{KEY}\"\namqp_url = \"{url}\"\ndepth = 3\n");
+        let (common, depth) = read::<Own>(&text).unwrap();
+        assert_eq!((common.listen.port(), common.bus.url(), depth), (7, Some(url), 3));
+        assert_eq!(common.log_format, LogFormat::Json);
+        let printed = format!("{common:#?}");
+        assert!(!printed.contains("pa") && !printed.contains(KEY) && printed.contains("host"), "{printed}");
+    }
+
+    #[test]
+    fn the_key_may_lie_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cluster.key");
+        let text = format!("data_dir = \"d\"\ncluster_key_file = {file:?}\n");
+        assert!(read::<Quiet>(&text).unwrap_err().contains("cluster_key_file"));
+        std::fs::write(&file, format!("{KEY}\n")).unwrap();
+        let (common, ()) = read::<Quiet>(&text).unwrap();
+        assert_eq!(common.cluster_key.to_base64(), KEY);
+        let error = read::<Quiet>(&format!("{text}cluster_key = \"{KEY}\"\n")).unwrap_err();
+        assert!(error.contains("together") && !error.contains(KEY), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_and_secrets_are_not_printed() {
+        let good = format!("data_dir = \"d\"\ncluster_key = \"{KEY}\"\n");
+        for (text, names) in [
+            (format!("cluster_key = \"{KEY}\"\n"), "data_dir"),
+            ("data_dir = \"d\"\n".to_owned(), "cluster_key_file"),
+            ("data_dir = \"d\"\ncluster_key = \"hush!\"\n".to_owned(), "cluster_key = \"(secret)\""),
+            (good.clone(), "amqp_url"),
+            (format!("{good}amqp_url = \"hush\"\n"), "amqp_url = \"(secret)\""),
+            (format!("{good}amqp_url = \"memory\"\nlisten = \"here\"\n"), "listen = \"here\""),
+            (format!("{good}amqp_url = \"memory\"\nlog_format = \"xml\"\n"), "log_format = \"xml\""),
+            (format!("{good}amqp_url = \"memory\"\ndeph = 1\n"), "deph"),
+        ] {
+            let error = read::<Own>(&text).unwrap_err();
+            assert!(error.contains(names) && !error.contains("hush"), "{error}");
+        }
+        let error = read::<Quiet>(&format!("{good}amqp_url = \"memory\"\n")).unwrap_err();
+        assert!(error.contains("amqp_url"), "a service that is not on the bus does not know the key: {error}");
+    }
+}
