@@ -24,13 +24,12 @@ async fn a_killed_server_goes_on_where_it_was() {
     let agents = server.agents();
     assert_eq!(agents.len(), 2);
 
-    until_counts(&client, "j", LONG, |counts| counts.completed > 300).await;
-    server.kill_9().await;
-    assert_eq!(server.agents(), agents, "agents survive the server");
-    server.restart().await;
-    until_counts(&client, "j", LONG, |counts| counts.completed > 1000).await;
-    server.kill_9().await;
-    server.restart().await;
+    for completed in [50, 300, 700, 1200, 1700] {
+        until_counts(&client, "j", LONG, |counts| counts.completed > completed).await;
+        server.kill_9().await;
+        assert_eq!(server.agents(), agents, "agents survive the server");
+        server.restart().await;
+    }
 
     let counts = until_counts(&client, "j", LONG, |counts| counts.completed == MANY as i64).await;
     assert_eq!((counts.succeeded, counts.failed, counts.running, counts.active), (MANY as i64, 0, 0, 0));
@@ -90,6 +89,28 @@ async fn tasks_of_a_killed_agent_run_again() {
         let task = task(&client, "j", id).await;
         let execution = task.execution.unwrap();
         assert_eq!((execution.internal_retry_count, execution.retry_count, execution.requeue_count), (1, 0, 0), "{id}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_dies_while_the_server_is_away_loses_nothing() {
+    let mut server = Server::start().await;
+    let client = server.client();
+    let marks = Marks::new(server.dir());
+    pool(&client, "p", 2, 2).await;
+    job(&client, "j", "p", &[marks.environment()]).await;
+    let ids: Vec<_> = (0..24).map(|number| format!("t{number}")).collect();
+    add_tasks(&client, "j", ids.iter().map(|id| Marks::task(id, "0.3")).collect()).await;
+    until_counts(&client, "j", LONG, |counts| counts.completed >= 4 && counts.running >= 3).await;
+
+    server.kill_9().await;
+    let (_, agent) = server.agents().pop_first().unwrap();
+    kill(agent, Signal::SIGKILL).unwrap();
+    server.restart().await;
+    until_counts(&client, "j", LONG, |counts| counts.succeeded == 24).await;
+    for (id, tries) in marks.read() {
+        assert_eq!((tries.overlaps, tries.ends), (0, 1), "{id}: {tries:?}");
     }
     server.stop().await;
 }

@@ -25,7 +25,11 @@ async fn world() -> (Server, Client, Blobs) {
 
 fn with_input(id: &str, source: Source, file_path: &str) -> TaskSpec {
     let mut task = shell_task(id, "echo ran; cat b");
-    task.resource_files.push(ResourceFile { source: Some(source), file_path: file_path.to_owned(), ..Default::default() });
+    task.resource_files.push(ResourceFile {
+        source: Some(source),
+        file_path: file_path.to_owned(),
+        ..Default::default()
+    });
     task
 }
 
@@ -84,7 +88,8 @@ async fn files_that_cannot_come_in() {
 #[tokio::test]
 async fn files_that_cannot_go_out() {
     let (server, client, blobs) = world().await;
-    let container = |permissions: &str, minutes| blobs.url(&format!("con?{}", blobs.sas("con", "", permissions, minutes)));
+    let container =
+        |permissions: &str, minutes| blobs.url(&format!("con?{}", blobs.sas("con", "", permissions, minutes)));
     let none = blobs.url(&format!("none?{}", blobs.sas("none", "", "w", 60)));
     let cases = [
         ("expired", container("w", -5), "FileUploadAccessDenied"),
@@ -122,8 +127,16 @@ async fn patterns_and_names_that_lead_out_of_the_node() {
             .await;
         }
         let list = kiln_proto::storage::v1::ListBlobsRequest { container: "con".to_owned(), ..Default::default() };
-        let names: Vec<_> =
-            client.storage().list_blobs(list).await.unwrap().into_inner().blobs.into_iter().map(|blob| blob.name).collect();
+        let names: Vec<_> = client
+            .storage()
+            .list_blobs(list)
+            .await
+            .unwrap()
+            .into_inner()
+            .blobs
+            .into_iter()
+            .map(|blob| blob.name)
+            .collect();
         let leaked: Vec<_> = names.iter().filter(|name| name.contains("join") || name.contains("host")).collect();
         assert!(leaked.is_empty(), "{pattern}: {leaked:?}");
     }
