@@ -4,26 +4,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kiln_config::ConfigError;
+use kiln_service::{Common, Settings};
 use serde::Deserialize;
 
-/// As written in the file or the environment (`KILN_JOB_...`).
+/// The service's own settings, as file, environment and flags give them.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
-    /// Where the database lives.
-    pub data_dir: Option<PathBuf>,
-    /// Address of the gRPC server.
-    pub listen: Option<String>,
     /// How long a node may run without hearing from us.
     pub lease_ms: Option<u64>,
     /// What we add before its tasks are given to somebody else.
     pub lease_margin_ms: Option<u64>,
     /// How long the states between two others stay visible after a call.
     pub transition_linger_ms: Option<u64>,
-    /// File with the cluster key (Base64).
-    pub cluster_key_file: Option<PathBuf>,
-    /// URL of RabbitMQ.
-    pub amqp_url: Option<String>,
 }
 
 /// Validated settings.
@@ -56,23 +49,24 @@ impl Config {
     }
 }
 
-impl TryFrom<RawConfig> for Config {
-    type Error = ConfigError;
+impl Settings for RawConfig {
+    type Config = Config;
+    const SERVICE: &'static str = "job-svc";
+    const ABOUT: &'static str = "Jobs, tasks and the scheduler that places tasks on nodes";
+    const ENV_PREFIX: &'static str = "KILN_JOB_";
+    const LISTEN: &'static str = "127.0.0.1:7463";
 
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let defaults = Self::new(raw.data_dir.unwrap_or_else(|| PathBuf::from("./data")));
-        let config = Self {
-            lease: raw.lease_ms.map_or(defaults.lease, Duration::from_millis),
-            lease_margin: raw.lease_margin_ms.map_or(defaults.lease_margin, Duration::from_millis),
-            transition_linger: raw.transition_linger_ms.map_or(defaults.transition_linger, Duration::from_millis),
+    fn validate(self, common: &Common) -> Result<Config, ConfigError> {
+        let defaults = Config::new(common.data_dir.clone());
+        let config = Config {
+            lease: self.lease_ms.map_or(defaults.lease, Duration::from_millis),
+            lease_margin: self.lease_margin_ms.map_or(defaults.lease_margin, Duration::from_millis),
+            transition_linger: self.transition_linger_ms.map_or(defaults.transition_linger, Duration::from_millis),
             ..defaults
         };
         if config.lease < Duration::from_millis(100) || config.lease > Duration::from_secs(3600) {
-            return Err(ConfigError::Value {
-                key: "lease_ms",
-                value: config.lease.as_millis().to_string(),
-                why: "must be between 100 and 3600000".to_owned(),
-            });
+            let given = config.lease.as_millis();
+            return Err(ConfigError::value("lease_ms", given, "must be between 100 and 3600000"));
         }
         Ok(config)
     }
@@ -80,21 +74,25 @@ impl TryFrom<RawConfig> for Config {
 
 #[cfg(test)]
 mod tests {
+    use kiln_service::Flags;
+
     use super::*;
 
-    #[test]
-    fn the_example_file_is_valid_and_says_the_defaults() {
+    fn example() -> (Common, Config) {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/job-svc.toml");
-        let raw: RawConfig = kiln_config::load(Some(&file), "KILN_JOB_TEST_", &serde_json::json!({})).unwrap();
-        let config = Config::try_from(raw).unwrap();
-        let defaults = Config::new(config.data_dir.clone());
-        assert_eq!((config.lease, config.lease_margin), (defaults.lease, defaults.lease_margin));
-        assert_eq!(config.transition_linger, defaults.transition_linger);
+        kiln_service::load::<RawConfig>(&Flags { config: Some(file), ..Flags::default() }).unwrap()
+    }
+
+    #[test]
+    fn the_commented_example_says_the_defaults() {
+        let (common, config) = example();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::new("/var/lib/kiln/job".into())));
+        assert_eq!(common.listen.to_string(), RawConfig::LISTEN);
     }
 
     #[test]
     fn senseless_leases_are_refused() {
         let raw = RawConfig { lease_ms: Some(5), ..RawConfig::default() };
-        assert!(matches!(Config::try_from(raw), Err(ConfigError::Value { key: "lease_ms", .. })));
+        assert!(matches!(raw.validate(&example().0), Err(ConfigError::Value { key: "lease_ms", .. })));
     }
 }

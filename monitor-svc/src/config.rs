@@ -1,10 +1,10 @@
 //! Settings of monitor-svc: [`RawConfig`] as written, [`Config`] as used.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_config::ConfigError;
+use kiln_config::{ConfigError, check};
+use kiln_service::{Common, Settings};
 use serde::Deserialize;
 
 /// How `run` works.
@@ -52,19 +52,11 @@ impl Config {
     }
 }
 
-/// Settings of the process `monitor-svc`, as file, environment and flags give
-/// them; see `deploy/config/monitor-svc.toml`.
+/// The service's own settings, as file, environment and flags give them; see
+/// `deploy/config/monitor-svc.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
-    /// See [`Config::data_dir`].
-    pub data_dir: Option<PathBuf>,
-    /// Address of the gRPC port.
-    pub grpc_listen: Option<String>,
-    /// The deployment's cluster key, Base64.
-    pub cluster_key: Option<String>,
-    /// RabbitMQ.
-    pub amqp_url: Option<String>,
     /// See [`Retention::age`].
     pub retention_days: Option<u64>,
     /// See [`Retention::max_events`].
@@ -79,96 +71,63 @@ pub struct RawConfig {
     pub max_watchers: Option<usize>,
 }
 
-/// What the process needs beside the service's own [`Config`].
-#[derive(Debug)]
-pub struct ProcessConfig {
-    /// Of the service.
-    pub service: Config,
-    /// gRPC port.
-    pub grpc_listen: SocketAddr,
-    /// The deployment's key.
-    pub cluster_key: kiln_auth::SecretKey,
-    /// RabbitMQ.
-    pub amqp_url: String,
-}
+impl Settings for RawConfig {
+    type Config = Config;
+    const SERVICE: &'static str = "monitor-svc";
+    const ABOUT: &'static str = "Event log, timelines and watches";
+    const ENV_PREFIX: &'static str = "KILN_MONITOR_";
+    const LISTEN: &'static str = "127.0.0.1:7464";
 
-impl TryFrom<RawConfig> for ProcessConfig {
-    type Error = ConfigError;
-
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let listen = raw.grpc_listen.as_deref().unwrap_or("127.0.0.1:7464");
-        let grpc_listen =
-            listen.parse().map_err(|_| value("grpc_listen", listen, "must be an address such as 127.0.0.1:7464"))?;
-        let key = raw.cluster_key.ok_or_else(|| value("cluster_key", "", "is required (Base64)"))?;
-        let cluster_key = kiln_auth::SecretKey::from_base64(&key)
-            .map_err(|error| value("cluster_key", "(secret)", &error.to_string()))?;
-        let amqp_url = raw.amqp_url.ok_or_else(|| value("amqp_url", "", "is required (amqp://user:password@host/)"))?;
-        let mut service = Config::new(raw.data_dir.unwrap_or_else(|| PathBuf::from("data")));
-        if let Some(days) = raw.retention_days {
-            service.retention.age = Duration::from_secs(within("retention_days", days, 36_500)? * 86_400);
+    fn validate(self, common: &Common) -> Result<Config, ConfigError> {
+        let mut config = Config::new(&common.data_dir);
+        if let Some(days) = self.retention_days {
+            config.retention.age = Duration::from_secs(check::within("retention_days", days, 36_500)? * 86_400);
         }
-        if let Some(events) = raw.retention_max_events {
-            service.retention.max_events = within("retention_max_events", events, 1 << 40)?;
+        if let Some(events) = self.retention_max_events {
+            config.retention.max_events = check::within("retention_max_events", events, 1 << 40)?;
         }
-        if let Some(seconds) = raw.retention_interval_seconds {
-            service.retention.interval = Duration::from_secs(within("retention_interval_seconds", seconds, 86_400)?);
+        if let Some(seconds) = self.retention_interval_seconds {
+            config.retention.interval = check::seconds("retention_interval_seconds", seconds)?;
         }
-        if let Some(seconds) = raw.keep_alive_seconds {
-            service.keep_alive = Duration::from_secs(within("keep_alive_seconds", seconds, 300)?);
+        if let Some(seconds) = self.keep_alive_seconds {
+            config.keep_alive = Duration::from_secs(check::within("keep_alive_seconds", seconds, 300)?);
         }
-        if let Some(prefetch) = raw.prefetch {
-            service.prefetch = within("prefetch", prefetch, 1024)?;
+        if let Some(prefetch) = self.prefetch {
+            config.prefetch = check::within("prefetch", prefetch, 1024)?;
         }
-        if let Some(watchers) = raw.max_watchers {
-            service.max_watchers = within("max_watchers", watchers, 1_000_000)?;
+        if let Some(watchers) = self.max_watchers {
+            config.max_watchers = check::within("max_watchers", watchers, 1_000_000)?;
         }
-        Ok(Self { service, grpc_listen, cluster_key, amqp_url })
+        Ok(config)
     }
-}
-
-fn value(key: &'static str, value: &str, why: &str) -> ConfigError {
-    ConfigError::Value { key, value: value.to_owned(), why: why.to_owned() }
-}
-
-fn within<N>(key: &'static str, number: N, max: N) -> Result<N, ConfigError>
-where
-    N: Copy + PartialOrd + From<u8> + std::fmt::Display,
-{
-    if (N::from(1)..=max).contains(&number) {
-        return Ok(number);
-    }
-    Err(value(key, &number.to_string(), &format!("must be between 1 and {max}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use kiln_service::Flags;
+
     use super::*;
 
-    #[derive(serde::Serialize)]
-    struct NoFlags {}
-
-    fn example() -> RawConfig {
+    fn example() -> (Common, Config) {
         let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/monitor-svc.toml");
-        kiln_config::load(Some(&file), "KILN_TEST_NONE_", &NoFlags {}).unwrap()
+        kiln_service::load::<RawConfig>(&Flags { config: Some(file), ..Flags::default() }).unwrap()
     }
 
     #[test]
     fn the_commented_example_gives_the_defaults() {
-        let config = ProcessConfig::try_from(example()).unwrap();
-        assert_eq!(format!("{:?}", config.service), format!("{:?}", Config::new("/var/lib/kiln/monitor")));
-        assert_eq!(config.grpc_listen.port(), 7464);
+        let (common, config) = example();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::new("/var/lib/kiln/monitor")));
+        assert_eq!(common.listen.to_string(), RawConfig::LISTEN);
     }
 
     #[test]
     fn bad_values_name_their_key() {
+        let (common, _) = example();
         for (raw, key) in [
-            (RawConfig { prefetch: Some(0), ..example() }, "prefetch"),
-            (RawConfig { retention_days: Some(1 << 60), ..example() }, "retention_days"),
-            (RawConfig { grpc_listen: Some("here".into()), ..example() }, "grpc_listen"),
-            (RawConfig { cluster_key: None, ..example() }, "cluster_key"),
-            (RawConfig { amqp_url: None, ..example() }, "amqp_url"),
+            (RawConfig { prefetch: Some(0), ..RawConfig::default() }, "prefetch"),
+            (RawConfig { retention_days: Some(1 << 60), ..RawConfig::default() }, "retention_days"),
         ] {
-            let error = ProcessConfig::try_from(raw).unwrap_err().to_string();
+            let error = raw.validate(&common).unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
     }

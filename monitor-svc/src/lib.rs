@@ -32,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, ProcessConfig, RawConfig};
+pub use config::{Config, RawConfig};
 
 /// What the service needs from outside.
 #[derive(Debug, Clone)]

@@ -1,15 +1,11 @@
 //! Settings of pool-svc.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_auth::SecretKey;
-use kiln_config::ConfigError;
-use serde::{Deserialize, Serialize};
-
-/// Environment variables that begin with this override the file.
-pub const ENV_PREFIX: &str = "KILN_POOL_";
+use kiln_config::{ConfigError, check};
+use kiln_service::{Common, Settings};
+use serde::Deserialize;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
@@ -82,19 +78,12 @@ impl Config {
     }
 }
 
-/// What the file, the environment and flags say.
+/// The service's own settings, as file, environment and flags give them; see
+/// `deploy/config/pool-svc.toml`.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
-    /// Address to listen on.
-    pub listen: Option<String>,
-    /// See [`Config::data_dir`].
-    pub data_dir: Option<PathBuf>,
-    /// The key all services of the deployment share, in Base64.
-    pub cluster_key: Option<String>,
-    /// RabbitMQ; else events stay in this process.
-    pub amqp_url: Option<String>,
-    /// See [`Config::control_endpoint`].
+    /// See [`Config::control_endpoint`]; default is `http://<listen>`.
     pub control_endpoint: Option<String>,
     /// See [`Config::work_endpoint`].
     pub work_endpoint: Option<String>,
@@ -128,148 +117,81 @@ pub struct RawLocal {
     pub stop_grace_seconds: Option<u64>,
 }
 
-/// What only the program around the service needs.
-#[derive(Clone)]
-pub struct ProcessConfig {
-    /// The service's own settings.
-    pub service: Config,
-    /// Address to listen on.
-    pub listen: SocketAddr,
-    /// Signs the tokens of services and nodes.
-    pub cluster_key: SecretKey,
-    /// RabbitMQ.
-    pub amqp_url: Option<String>,
-}
+impl Settings for RawConfig {
+    type Config = Config;
+    const SERVICE: &'static str = "pool-svc";
+    const ABOUT: &'static str = "Pools, nodes and the providers that make nodes";
+    const ENV_PREFIX: &'static str = "KILN_POOL_";
+    const LISTEN: &'static str = "127.0.0.1:7462";
 
-/// Flags of the command line that override everything else.
-#[derive(Debug, Default, Serialize)]
-pub struct Flags {
-    /// See [`RawConfig::listen`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<String>,
-}
-
-/// Reads file, environment and flags.
-///
-/// # Errors
-/// [`ConfigError`] names the key and the value.
-pub fn load(file: Option<&Path>, flags: &Flags) -> Result<ProcessConfig, ConfigError> {
-    kiln_config::load::<RawConfig, _>(file, ENV_PREFIX, flags)?.validate()
-}
-
-impl RawConfig {
-    fn validate(self) -> Result<ProcessConfig, ConfigError> {
-        let listen = self.listen.unwrap_or_else(|| "127.0.0.1:7453".to_owned());
-        let listen: SocketAddr = listen.parse().map_err(|_| ConfigError::Value {
-            key: "listen",
-            value: listen.clone(),
-            why: "must be an address and a port such as 127.0.0.1:7453".to_owned(),
-        })?;
-        let defaults = Config::new(self.data_dir.unwrap_or_else(|| PathBuf::from("data")));
-        let local = self.local.map(RawLocal::validate).transpose()?;
-        let service = Config {
-            control_endpoint: url(
-                "control_endpoint",
-                self.control_endpoint.unwrap_or_else(|| format!("http://{listen}")),
-            )?,
-            work_endpoint: url(
-                "work_endpoint",
-                self.work_endpoint.unwrap_or_else(|| "http://127.0.0.1:7454".to_owned()),
-            )?,
-            public_blob_endpoint: url(
-                "public_blob_endpoint",
-                self.public_blob_endpoint.unwrap_or_else(|| "http://127.0.0.1:7451".to_owned()),
-            )?,
-            batch_endpoint: url(
-                "batch_endpoint",
-                self.batch_endpoint.unwrap_or_else(|| "http://127.0.0.1:7450".to_owned()),
-            )?,
+    fn validate(self, common: &Common) -> Result<Config, ConfigError> {
+        let defaults = Config::new(&common.data_dir);
+        let url = |key, given: Option<String>, default: &str| check::url(key, given.as_deref().unwrap_or(default));
+        let seconds = |key, given: Option<u64>, default| given.map_or(Ok(default), |given| check::seconds(key, given));
+        let missed_heartbeats = self.missed_heartbeats.unwrap_or(defaults.missed_heartbeats);
+        Ok(Config {
+            control_endpoint: url("control_endpoint", self.control_endpoint, &format!("http://{}", common.listen))?,
+            work_endpoint: url("work_endpoint", self.work_endpoint, "http://127.0.0.1:7463")?,
+            public_blob_endpoint: url("public_blob_endpoint", self.public_blob_endpoint, "http://127.0.0.1:7451")?,
+            batch_endpoint: url("batch_endpoint", self.batch_endpoint, "http://127.0.0.1:7450")?,
             heartbeat_interval: seconds(
                 "heartbeat_interval_seconds",
                 self.heartbeat_interval_seconds,
                 defaults.heartbeat_interval,
             )?,
-            missed_heartbeats: match self.missed_heartbeats.unwrap_or(defaults.missed_heartbeats) {
-                0 => {
-                    return Err(ConfigError::Value {
-                        key: "missed_heartbeats",
-                        value: "0".to_owned(),
-                        why: "must be at least 1".to_owned(),
-                    });
-                }
-                count => count,
-            },
+            missed_heartbeats: check::within("missed_heartbeats", missed_heartbeats, u32::MAX)?,
             unusable_after: seconds("unusable_after_seconds", self.unusable_after_seconds, defaults.unusable_after)?,
             start_timeout: seconds("start_timeout_seconds", self.start_timeout_seconds, defaults.start_timeout)?,
             stop_nodes_on_shutdown: self.stop_nodes_on_shutdown.unwrap_or(defaults.stop_nodes_on_shutdown),
-            local,
+            local: self.local.map(RawLocal::validate).transpose()?,
             data_dir: defaults.data_dir,
-        };
-        let key = self.cluster_key.unwrap_or_default();
-        let cluster_key = SecretKey::from_base64(&key).map_err(|error| ConfigError::Value {
-            key: "cluster_key",
-            value: "(secret)".to_owned(),
-            why: error.to_string(),
-        })?;
-        Ok(ProcessConfig { service, listen, cluster_key, amqp_url: self.amqp_url })
+        })
     }
 }
 
 impl RawLocal {
     fn validate(self) -> Result<LocalProviderConfig, ConfigError> {
         if self.agent_command.first().is_none_or(String::is_empty) {
-            return Err(ConfigError::Value {
-                key: "local.agent_command",
-                value: format!("{:?}", self.agent_command),
-                why: "must name a program".to_owned(),
-            });
+            let given = format!("{:?}", self.agent_command);
+            return Err(ConfigError::value("local.agent_command", given, "must name a program"));
         }
-        let defaults = LocalProviderConfig::new(self.nodes_dir, self.agent_command);
-        let stop_grace = seconds("local.stop_grace_seconds", self.stop_grace_seconds, defaults.stop_grace)?;
-        Ok(LocalProviderConfig { stop_grace, ..defaults })
+        let mut config = LocalProviderConfig::new(self.nodes_dir, self.agent_command);
+        if let Some(seconds) = self.stop_grace_seconds {
+            config.stop_grace = check::seconds("local.stop_grace_seconds", seconds)?;
+        }
+        Ok(config)
     }
-}
-
-fn seconds(key: &'static str, value: Option<u64>, default: Duration) -> Result<Duration, ConfigError> {
-    match value {
-        None => Ok(default),
-        Some(1..=86_400) => Ok(Duration::from_secs(value.unwrap_or_default())),
-        Some(other) => Err(ConfigError::Value {
-            key,
-            value: other.to_string(),
-            why: "must be between 1 and 86400 seconds".to_owned(),
-        }),
-    }
-}
-
-fn url(key: &'static str, value: String) -> Result<String, ConfigError> {
-    if value.starts_with("http://") || value.starts_with("https://") {
-        return Ok(value.trim_end_matches('/').to_owned());
-    }
-    Err(ConfigError::Value { key, value, why: "must be a URL such as http://127.0.0.1:7453".to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
+    use kiln_service::Flags;
+
     use super::*;
 
+    fn example() -> (Common, Config) {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/pool-svc.toml");
+        kiln_service::load::<RawConfig>(&Flags { config: Some(file), ..Flags::default() }).unwrap()
+    }
+
     #[test]
-    fn the_example_file_is_valid() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/pool-svc.toml");
-        let config = load(Some(&file), &Flags::default()).unwrap();
-        assert_eq!(config.service.heartbeat_interval, Duration::from_secs(5));
-        assert!(config.service.local.is_some());
+    fn the_commented_example_says_the_defaults() {
+        let (common, config) = example();
+        let defaults = RawConfig::default().validate(&common).unwrap();
+        assert_eq!(common.listen.to_string(), RawConfig::LISTEN);
+        assert!(config.local.is_some());
+        assert_eq!(format!("{:?}", Config { local: None, ..config }), format!("{defaults:?}"));
     }
 
     #[test]
     fn bad_values_name_the_key() {
-        let bad = |raw: RawConfig| raw.validate().err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(bad(RawConfig::default()).contains("cluster_key"));
-        assert!(bad(RawConfig { listen: Some("x".into()), ..RawConfig::default() }).contains("listen"));
+        let (common, _) = example();
+        let bad = |raw: RawConfig| raw.validate(&common).unwrap_err().to_string();
         assert!(
             bad(RawConfig { heartbeat_interval_seconds: Some(0), ..RawConfig::default() })
                 .contains("heartbeat_interval_seconds")
         );
+        assert!(bad(RawConfig { missed_heartbeats: Some(0), ..RawConfig::default() }).contains("missed_heartbeats"));
         assert!(bad(RawConfig { work_endpoint: Some("x".into()), ..RawConfig::default() }).contains("work_endpoint"));
         let local = RawLocal { nodes_dir: PathBuf::from("n"), agent_command: vec![], stop_grace_seconds: None };
         assert!(bad(RawConfig { local: Some(local), ..RawConfig::default() }).contains("agent_command"));

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_config::ConfigError;
+use kiln_config::{ConfigError, check};
+use kiln_service::{Common, Settings};
 use serde::Deserialize;
 
 /// Settings of one running storage-svc.
@@ -39,14 +40,11 @@ impl Config {
     }
 }
 
-/// Settings of the process `storage-svc`, as file, environment and flags give them.
+/// The service's own settings, as file, environment and flags give them; see
+/// `deploy/config/storage-svc.toml`. `listen` is the gRPC port.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawConfig {
-    /// See [`Config::data_dir`].
-    pub data_dir: Option<PathBuf>,
-    /// Address of the gRPC port.
-    pub grpc_listen: Option<String>,
     /// Address of the data plane.
     pub blob_listen: Option<String>,
     /// See [`Config::public_blob_endpoint`]; default is `http://<blob_listen>`.
@@ -59,95 +57,73 @@ pub struct RawConfig {
     pub garbage_grace_seconds: Option<u64>,
     /// See [`Config::idle_timeout`].
     pub idle_timeout_seconds: Option<u64>,
-    /// The deployment's cluster key, Base64.
-    pub cluster_key: Option<String>,
-    /// RabbitMQ; without it events stay inside the process.
-    pub amqp_url: Option<String>,
 }
 
-/// What the process needs beside the service's own [`Config`].
+/// The service's settings and its second port.
 #[derive(Debug)]
 pub struct ProcessConfig {
     /// Of the service.
     pub service: Config,
-    /// gRPC port.
-    pub grpc_listen: SocketAddr,
     /// Data plane.
     pub blob_listen: SocketAddr,
-    /// The deployment's key.
-    pub cluster_key: kiln_auth::SecretKey,
-    /// RabbitMQ, if there is one.
-    pub amqp_url: Option<String>,
 }
 
-impl TryFrom<RawConfig> for ProcessConfig {
-    type Error = ConfigError;
+impl Settings for RawConfig {
+    type Config = ProcessConfig;
+    const SERVICE: &'static str = "storage-svc";
+    const ABOUT: &'static str = "Containers and blobs: gRPC for services, the Azure Blob dialect for clients";
+    const ENV_PREFIX: &'static str = "KILN_STORAGE_";
+    const LISTEN: &'static str = "127.0.0.1:7461";
 
-    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
-        let grpc_listen = address("grpc_listen", raw.grpc_listen.as_deref().unwrap_or("127.0.0.1:7461"))?;
-        let blob_listen = address("blob_listen", raw.blob_listen.as_deref().unwrap_or("127.0.0.1:7451"))?;
-        let endpoint = raw.public_blob_endpoint.unwrap_or_else(|| format!("http://{blob_listen}"));
-        if !(endpoint.starts_with("http://") || endpoint.starts_with("https://")) {
-            return Err(value("public_blob_endpoint", &endpoint, "must begin with http:// or https://"));
-        }
-        let key = raw.cluster_key.ok_or_else(|| value("cluster_key", "", "is required (Base64)"))?;
-        let cluster_key = kiln_auth::SecretKey::from_base64(&key)
-            .map_err(|error| value("cluster_key", "(secret)", &error.to_string()))?;
-        let mut service = Config::new(raw.data_dir.unwrap_or_else(|| PathBuf::from("data")), endpoint);
-        if let Some(on) = raw.host_style {
+    fn validate(self, common: &Common) -> Result<ProcessConfig, ConfigError> {
+        let blob_listen = check::address("blob_listen", self.blob_listen.as_deref().unwrap_or("127.0.0.1:7451"))?;
+        let endpoint = self.public_blob_endpoint.unwrap_or_else(|| format!("http://{blob_listen}"));
+        let mut service = Config::new(&common.data_dir, check::url("public_blob_endpoint", &endpoint)?);
+        if let Some(on) = self.host_style {
             service.host_style = on;
         }
-        if let Some(seconds) = raw.collect_interval_seconds {
-            service.collect_interval = positive("collect_interval_seconds", seconds)?;
+        if let Some(seconds) = self.collect_interval_seconds {
+            service.collect_interval = check::seconds("collect_interval_seconds", seconds)?;
         }
-        if let Some(seconds) = raw.garbage_grace_seconds {
+        if let Some(seconds) = self.garbage_grace_seconds {
             service.garbage_grace = Duration::from_secs(seconds);
         }
-        if let Some(seconds) = raw.idle_timeout_seconds {
-            service.idle_timeout = positive("idle_timeout_seconds", seconds)?;
+        if let Some(seconds) = self.idle_timeout_seconds {
+            service.idle_timeout = check::seconds("idle_timeout_seconds", seconds)?;
         }
-        Ok(Self { service, grpc_listen, blob_listen, cluster_key, amqp_url: raw.amqp_url })
+        Ok(ProcessConfig { service, blob_listen })
     }
-}
-
-fn value(key: &'static str, value: &str, why: &str) -> ConfigError {
-    ConfigError::Value { key, value: value.to_owned(), why: why.to_owned() }
-}
-
-fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {
-    text.parse().map_err(|_| value(key, text, "must be an address such as 127.0.0.1:7451"))
-}
-
-fn positive(key: &'static str, seconds: u64) -> Result<Duration, ConfigError> {
-    if seconds == 0 {
-        return Err(value(key, "0", "must be at least 1"));
-    }
-    Ok(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
 mod tests {
+    use kiln_service::Flags;
+
     use super::*;
 
-    #[derive(serde::Serialize)]
-    struct NoFlags {}
+    fn example() -> (Common, ProcessConfig) {
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/storage-svc.toml");
+        kiln_service::load::<RawConfig>(&Flags { config: Some(file), ..Flags::default() }).unwrap()
+    }
 
     #[test]
-    fn the_commented_example_loads() {
-        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/storage-svc.toml");
-        let raw: RawConfig = kiln_config::load(Some(&file), "KILN_TEST_NONE_", &NoFlags {}).unwrap();
-        let config = ProcessConfig::try_from(raw).unwrap();
-        assert_eq!(config.blob_listen.port(), 7451);
+    fn the_commented_example_gives_the_defaults() {
+        let (common, config) = example();
+        assert_eq!((common.listen.to_string().as_str(), config.blob_listen.port()), (RawConfig::LISTEN, 7451));
+        let defaults = Config::new("/var/lib/kiln/storage", "http://127.0.0.1:7451");
+        assert_eq!(format!("{:?}", config.service), format!("{defaults:?}"));
     }
 
     #[test]
     fn bad_values_name_their_key() {
-        let key = Some(kiln_auth::SecretKey::generate().to_base64());
-        let raw = RawConfig { blob_listen: Some("here".into()), cluster_key: key.clone(), ..RawConfig::default() };
-        assert!(ProcessConfig::try_from(raw).unwrap_err().to_string().contains("blob_listen"));
-        let raw = RawConfig { idle_timeout_seconds: Some(0), cluster_key: key, ..RawConfig::default() };
-        assert!(ProcessConfig::try_from(raw).unwrap_err().to_string().contains("idle_timeout_seconds"));
-        let error = ProcessConfig::try_from(RawConfig::default()).unwrap_err().to_string();
-        assert!(error.contains("cluster_key"), "{error}");
+        let (common, _) = example();
+        for (raw, key) in [
+            (RawConfig { blob_listen: Some("here".into()), ..RawConfig::default() }, "blob_listen"),
+            (RawConfig { public_blob_endpoint: Some("7451".into()), ..RawConfig::default() }, "public_blob_endpoint"),
+            (RawConfig { idle_timeout_seconds: Some(0), ..RawConfig::default() }, "idle_timeout_seconds"),
+        ] {
+            let error = raw.validate(&common).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
     }
 }
