@@ -159,6 +159,8 @@ impl Database {
         durability: Durability,
         migrations: &'static [Migration],
     ) -> Result<Self, StoreError> {
+        keep_private(path)
+            .map_err(|error| StoreError::Damaged(format!("{} cannot be kept private: {error}", path.display())))?;
         let mut connection = Connection::open(path)?;
         configure(&connection)?;
         let synchronous = match durability {
@@ -271,6 +273,28 @@ fn open_reader(path: &Path) -> Result<Connection, StoreError> {
     Ok(connection)
 }
 
+/// Specifications, keys and signatures are in the file: nobody but its owner may
+/// read it. It is made before SQLite does, which gives its side files the same
+/// mode; those of an older Kiln may be open to all.
+fn keep_private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let file = PathBuf::from(name);
+        match std::fs::metadata(&file) {
+            Ok(found) if found.permissions().mode() & 0o077 != 0 => {
+                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 fn configure(connection: &Connection) -> Result<(), StoreError> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -378,6 +402,31 @@ mod tests {
 
     const SCHEMA: &[Migration] =
         &[Migration { version: 1, sql: "CREATE TABLE t (k INTEGER PRIMARY KEY, v TEXT NOT NULL)" }];
+
+    #[tokio::test]
+    async fn only_the_owner_can_read_the_file_also_one_made_by_an_older_kiln() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, database) = database().await;
+        database.write::<_, StoreError, _>(|c| Ok(c.execute("INSERT INTO t VALUES (1, 'key')", [])?)).await.unwrap();
+        let modes = || -> Vec<(String, u32)> {
+            let mut modes: Vec<_> = std::fs::read_dir(dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap())
+                .map(|entry| (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().permissions().mode()))
+                .map(|(name, mode)| (name, mode & 0o777))
+                .collect();
+            modes.sort();
+            modes
+        };
+        let names = ["t.db", "t.db-shm", "t.db-wal"];
+        let private: Vec<_> = names.map(|name| (name.to_owned(), 0o600)).into();
+        assert_eq!(modes(), private);
+        for name in names {
+            std::fs::set_permissions(dir.path().join(name), std::fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        let _again = Database::open(&dir.path().join("t.db"), Durability::PowerLoss, SCHEMA).await.unwrap();
+        assert_eq!(modes(), private);
+    }
 
     async fn database() -> (tempfile::TempDir, Database) {
         let dir = tempfile::tempdir().unwrap();
