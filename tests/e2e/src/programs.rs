@@ -39,16 +39,24 @@ pub fn python(environment: &str) -> PathBuf {
     path
 }
 
+/// A command without the variables by which a developer's shell may point to a server of theirs.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let ours =
+            name.to_str().is_some_and(|name| ["KILN_", "AZURE_", "OTEL_"].iter().any(|own| name.starts_with(own)));
+        if ours {
+            command.env_remove(name);
+        }
+    }
+    // No server runs there.
+    command.env("KILN_DATA", "/nonexistent/kiln").kill_on_drop(true);
+    command
+}
+
 /// Runs a client program against `server`, with the variables of `kiln env`.
 pub async fn run_client(server: &Server, program: &Path, arguments: &[&str]) -> Output {
-    let output = Command::new(program)
-        .args(arguments)
-        .envs(server.variables())
-        .current_dir(root())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
+    let output = command(program).args(arguments).envs(server.variables()).current_dir(root()).output().await.unwrap();
     println!("{}", text(&output));
     output
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kiln_client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use crate::{LONG, programs, until};
 
@@ -172,21 +172,20 @@ impl Drop for Server {
 
 fn spawn(dir: &Path, listen: &str, blob_listen: &str, environment: &[(String, String)]) -> Child {
     let log = File::options().create(true).append(true).open(dir.join("up.log")).unwrap();
-    Command::new(programs::kiln())
+    programs::command(&programs::kiln())
         .args(["up", "--listen", listen, "--blob-listen", blob_listen, "--data"])
         .arg(dir.join("data"))
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)
-        .kill_on_drop(true)
         .spawn()
         .unwrap()
 }
 
 /// What `kiln env` prints, or `None` while there is nothing to print.
 async fn kiln_env(data: &Path) -> Option<BTreeMap<String, String>> {
-    let output = Command::new(programs::kiln()).arg("env").arg("--data").arg(data).output().await.unwrap();
+    let output = programs::command(&programs::kiln()).arg("env").arg("--data").arg(data).output().await.unwrap();
     if !output.status.success() {
         return None;
     }

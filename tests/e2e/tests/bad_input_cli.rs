@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use kiln_e2e::inventory::inventory;
-use kiln_e2e::programs::{run_kiln, text};
+use kiln_e2e::programs::{self, command, run_kiln, text};
 use kiln_e2e::server::Server;
 
 /// Workflow files that are wrong, and words the message must have.
@@ -49,7 +49,7 @@ async fn a_workflow_whose_task_fails_ends_with_one_and_leaves_nothing() {
 async fn a_wrong_key_and_an_unreachable_server_are_said() {
     let server = Server::start().await;
     let kiln = |endpoint: &str, key: &str| {
-        tokio::process::Command::new(kiln_e2e::programs::kiln())
+        command(&programs::kiln())
             .args(["job", "list"])
             .envs(server.variables())
             .env("KILN_ENDPOINT", endpoint)

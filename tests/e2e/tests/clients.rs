@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use kiln_e2e::inventory::inventory;
-use kiln_e2e::programs::{python, root, run_client, run_kiln, text, top_words};
+use kiln_e2e::programs::{command, kiln, python, root, run_client, run_kiln, text, top_words};
 use kiln_e2e::server::Server;
 
 async fn runs_and_leaves_nothing(program: &std::path::Path, arguments: &[&str]) {
@@ -53,10 +53,9 @@ async fn kiln_run_brings_its_own_server_and_takes_it_away() {
     let dir = tempfile::Builder::new().prefix("kiln-e2e-").tempdir().unwrap();
     let example = dir.path().join("top-words");
     copy_example(&example);
-    let output = tokio::process::Command::new(kiln_e2e::programs::kiln())
+    let output = command(&kiln())
         .args(["run", "workflow.yaml", "--set", "top=3"])
         .current_dir(&example)
-        .env_remove("KILN_ENDPOINT")
         .env("TMPDIR", dir.path())
         .output()
         .await

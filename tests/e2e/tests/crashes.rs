@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use kiln_e2e::marks::Marks;
+use kiln_e2e::programs::{command, kiln, text};
 use kiln_e2e::server::Server;
 use kiln_e2e::work::{add_tasks, attempts, by_subject, counts, events, job, pool, request_id, task, until_counts};
 use kiln_e2e::{LONG, until};
@@ -149,7 +150,7 @@ async fn a_second_server_on_the_same_data_says_so_and_ends() {
     let data = server.data();
     let second = tokio::time::timeout(
         Duration::from_secs(30),
-        tokio::process::Command::new(kiln_e2e::programs::kiln())
+        command(&kiln())
             .args(["up", "--listen", "127.0.0.1:0", "--blob-listen", "127.0.0.1:0", "--data"])
             .arg(&data)
             .output(),
@@ -158,7 +159,7 @@ async fn a_second_server_on_the_same_data_says_so_and_ends() {
     .expect("the second server ends")
     .unwrap();
     assert!(!second.status.success());
-    let text = kiln_e2e::programs::text(&second);
+    let text = text(&second);
     assert!(text.contains(data.to_str().unwrap()), "{text}");
     server.stop().await;
 }
