@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
@@ -13,10 +14,15 @@ use super::{Checksums, Hasher, blocking};
 /// upload: one that fills, one that is being written.
 const CHUNK: usize = 1024 * 1024;
 
-/// Makes `root`, durably. The directories below it come when they are needed:
-/// a deployment that lives for one run makes and removes few.
+/// Makes `root`, durably, for its owner alone: blobs must not be open to others
+/// on the machine, whatever the mode of the data directory is. The directories
+/// below it come when they are needed: a deployment that lives for one run makes
+/// and removes few.
 pub fn prepare(root: &Path) -> io::Result<()> {
     fs::create_dir_all(root)?;
+    if fs::metadata(root)?.permissions().mode() & 0o077 != 0 {
+        fs::set_permissions(root, fs::Permissions::from_mode(0o700))?;
+    }
     sync_dir(root)?;
     match root.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent),

@@ -85,3 +85,16 @@ async fn only_objects_of_earlier_processes_are_listed() {
     let listed: Vec<Vec<ObjectKey>> = objects.earlier(10).try_collect().await.unwrap();
     assert_eq!(listed.concat(), [old_key]);
 }
+
+#[tokio::test]
+async fn blobs_are_for_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("blobs");
+    for _ in 0..2 {
+        Objects::local(&root).await.unwrap();
+        assert_eq!(std::fs::metadata(&root).unwrap().permissions().mode() & 0o777, 0o700);
+        // As an older one left it.
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
