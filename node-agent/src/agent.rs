@@ -440,6 +440,7 @@ impl Agent {
             is_dedicated: settings.is_dedicated,
             pack: settings.node_fill_type() == NodeFillType::Pack,
             order_jobs_by_creation: settings.job_default_order() == JobDefaultOrder::CreationTime,
+            version: state.status_version,
         };
         (state.status_version, status)
     }

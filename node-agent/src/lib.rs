@@ -72,7 +72,8 @@ pub async fn run(mut config: NodeAgentConfig, shutdown: CancellationToken) -> an
     config.join.node_dir = std::path::absolute(&config.join.node_dir)?;
     let node_dir = config.join.node_dir.clone();
     std::fs::create_dir_all(&node_dir).with_context(|| format!("node directory {}", node_dir.display()))?;
-    let lock = lock::NodeLock::take(&node_dir)?;
+    let locked = node_dir.clone();
+    let lock = tokio::task::spawn_blocking(move || lock::NodeLock::take(&locked)).await??;
     let root = make_directories(&config).context("the node's directories cannot be made")?;
     let earlier = root.clone();
     tokio::task::spawn_blocking(move || guard::kill_earlier(&earlier)).await?;

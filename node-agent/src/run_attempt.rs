@@ -76,9 +76,14 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     .instrument(tracing::info_span!("task.run"))
     .await;
     span.record("exit_code", code);
-    let Some(Attempt::StagingOut { .. }) = agent.apply(key, Event::Exited { code }) else { return };
+    let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code }) else { return };
+    let files = spec.map(|spec| spec.output_files.as_slice()).unwrap_or_default();
+    if assignment.retry_follows && code != 0 && !expired && !files.is_empty() {
+        agent.apply(key, Event::Kept);
+        return;
+    }
     let job = Job {
-        files: spec.map(|spec| spec.output_files.as_slice()).unwrap_or_default(),
+        files,
         exit_code: code,
         working_dir: &working_dir,
         task_dir: &dir,

@@ -47,12 +47,22 @@ pub fn bearer(token: &str) -> Result<AsciiMetadataValue, tonic::Status> {
 pub fn key(key: &AttemptKey) -> Option<Key> {
     JobId::parse(&key.job_id).ok()?;
     TaskId::parse(&key.task_id).ok()?;
-    Some(Key { job: key.job_id.as_str().into(), task: key.task_id.as_str().into(), attempt: key.attempt })
+    Some(Key {
+        job: key.job_id.as_str().into(),
+        task: key.task_id.as_str().into(),
+        attempt: key.attempt,
+        number: key.task_number,
+    })
 }
 
 /// The attempt on the wire.
 pub fn attempt_key(key: &Key) -> AttemptKey {
-    AttemptKey { job_id: key.job.to_string(), task_id: key.task.to_string(), attempt: key.attempt }
+    AttemptKey {
+        job_id: key.job.to_string(),
+        task_id: key.task.to_string(),
+        attempt: key.attempt,
+        task_number: key.number,
+    }
 }
 
 /// One line of the agent's full view.
@@ -90,6 +100,7 @@ fn attempt_ended(ended: &Ended) -> AttemptEnded {
         exit_code: ended.exit_code,
         failure: ended.failure.as_ref().map(failure),
         cause: cause.into(),
+        outputs_kept: ended.outputs_kept,
     }
 }
 

@@ -1,7 +1,6 @@
 //! The work loop: the stream to job-svc, again and again until the life of the
 //! agent ends; and the watch over the lease.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,10 +38,12 @@ const WATCH_PAUSE: Duration = Duration::from_secs(1);
 pub async fn work_loop(agent: Arc<Agent>) {
     let mut redirect: Option<String> = None;
     let mut pause = FIRST_PAUSE;
+    let mut number = 0;
     agent.work_begins();
     while !agent.closing.is_cancelled() {
         let endpoint = redirect.take().unwrap_or_else(|| agent.registration().work_endpoint.clone());
-        match stream(&agent, &endpoint, &mut pause).await {
+        number += 1;
+        match stream(&agent, &endpoint, number, &mut pause).await {
             Ok(Some(other)) => {
                 tracing::info!(endpoint = other, "job-svc sends this node to another replica");
                 redirect = Some(other);
@@ -66,14 +67,19 @@ pub async fn work_loop(agent: Arc<Agent>) {
 }
 
 /// One work stream from hello to its end; gives the endpoint of a redirect.
-async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Result<Option<String>, tonic::Status> {
+async fn stream(
+    agent: &Arc<Agent>,
+    endpoint: &str,
+    number: u64,
+    pause: &mut Duration,
+) -> Result<Option<String>, tonic::Status> {
     let channel = kiln_grpc::connect_lazy(endpoint).map_err(tonic::Status::from)?;
     let mut client = WorkServiceClient::with_interceptor(channel, NodeAuth(agent.node_token.clone()))
         .max_decoding_message_size(MAX_MESSAGE);
     // Small on purpose: while it is full, reports gather in the ledger.
     let (sender, receiver) = mpsc::channel(2);
     let (version, status) = agent.status();
-    let hello = hello(agent, status);
+    let hello = hello(agent, status, number);
     let hello_sent = clock::since_boot();
     // Room for one: the channel is new.
     let _ = sender.try_send(up(Up::Hello(hello)));
@@ -86,21 +92,13 @@ async fn stream(agent: &Arc<Agent>, endpoint: &str, pause: &mut Duration) -> Res
         lease.reconnected();
         ledger.requeue_reports();
     });
-    let mut session = Session {
-        hello: Some((hello_sent, version)),
-        status_sent: version,
-        barriers: VecDeque::new(),
-        barrier_due: false,
-        lease_due: false,
-    };
+    let mut session = Session { hello: Some((hello_sent, version)), status_sent: version, lease_due: false };
     loop {
         let next_request =
             agent.with_work(|_, lease| lease.next_request(clock::since_boot())).saturating_sub(clock::since_boot());
         let (version, _) = agent.status();
-        let due = version != session.status_sent
-            || session.lease_due
-            || session.barrier_due
-            || agent.with_work(|ledger, _| ledger.has_reports());
+        let due =
+            version != session.status_sent || session.lease_due || agent.with_work(|ledger, _| ledger.has_reports());
         tokio::select! {
             biased;
             message = inbound.message() => {
@@ -133,7 +131,7 @@ fn up(message: Up) -> WorkUp {
     WorkUp { message: Some(message) }
 }
 
-fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus) -> WorkerHello {
+fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus, stream: u64) -> WorkerHello {
     let join = &agent.config.join;
     let registration = agent.registration();
     WorkerHello {
@@ -147,6 +145,7 @@ fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus) -> WorkerHell
             .ok()
             .and_then(|url| Some(crate::machine::own_address(url.host_str()?, url.port_or_known_default()?)))
             .unwrap_or_default(),
+        stream,
     }
 }
 
@@ -155,11 +154,6 @@ struct Session {
     /// When the hello was sent, and with which status; until the welcome.
     hello: Option<(Duration, u64)>,
     status_sent: u64,
-    /// (lease request, status that was sent before it): the grant of the
-    /// request shows that job-svc has applied the status.
-    barriers: VecDeque<(u64, u64)>,
-    /// A status was sent; its barrier comes next.
-    barrier_due: bool,
     /// A third of the lease is over.
     lease_due: bool,
 }
@@ -170,15 +164,11 @@ impl Session {
         let (version, status) = agent.status();
         if version != self.status_sent {
             self.status_sent = version;
-            self.barrier_due = true;
             return Some(Up::Status(status));
         }
-        if self.barrier_due || self.lease_due {
+        if self.lease_due {
             let sequence = agent.with_work(|_, lease| lease.request(clock::since_boot()));
-            if self.barrier_due {
-                self.barriers.push_back((sequence, version));
-            }
-            (self.barrier_due, self.lease_due) = (false, false);
+            self.lease_due = false;
             return Some(Up::LeaseRequest(LeaseRequest { sequence }));
         }
         let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
@@ -200,13 +190,8 @@ impl Session {
             Down::LeaseGrant(grant) => {
                 let length = wire::limit(grant.lease.as_ref()).unwrap_or_default();
                 agent.with_work(|_, lease| lease.grant(grant.sequence, length));
-                while let Some((sequence, version)) = self.barriers.front().copied()
-                    && sequence <= grant.sequence
-                {
-                    self.barriers.pop_front();
-                    agent.status_confirmed(version);
-                }
             }
+            Down::StatusApplied(applied) => agent.status_confirmed(applied.version),
             Down::Assignments(assignments) => {
                 for assignment in assignments.assignments {
                     assign(agent, assignment);
@@ -302,11 +287,14 @@ pub async fn watch_lease(agent: Arc<Agent>) {
         let now = clock::since_boot();
         let until = agent.with_work(|_, lease| lease.valid_until());
         let valid = until.is_some_and(|until| now < until);
+        let live = agent.live();
         if was_valid && !valid {
-            let live = agent.live();
             tracing::warn!(live, "the lease is over");
-            agent.stop_all(StopCause::LeaseLost);
             agent.recheck_drained();
+        }
+        // Not only when it ends: what was on its way then may begin later.
+        if !valid && live > 0 {
+            agent.stop_all(StopCause::LeaseLost);
         }
         was_valid = valid;
         if agent.is_lost() {

@@ -42,6 +42,16 @@ fn account_of<T>(request: &Request<T>) -> Answer<AccountName> {
     Ok(AccountName::parse(account).map_err(|why| Error::bad_id("account", account, &why))?)
 }
 
+/// Runs a call to its end even if its caller goes away: between the commit and
+/// the word to the scheduler it must not be given up, or nobody would know of
+/// the change before the next start.
+async fn finished<T: Send + 'static>(call: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
+    match kiln_telemetry::spawn(call).await {
+        Ok(answer) => answer,
+        Err(error) => Err(kiln_error::Error::internal(format!("the call failed unexpectedly: {error}"))),
+    }
+}
+
 /// An id of something that is looked up: a text that is no id names nothing.
 fn job_id(text: &str) -> Result<JobId, Error> {
     if text.is_empty() {
@@ -66,8 +76,9 @@ macro_rules! rpcs {
                 request: Request<wire::$request>,
             ) -> Result<Response<wire::$response>, Status> {
                 let account = account_of(&request)?;
-                let answer = self.$name(account, request.into_inner()).await.map_err(Status::from)?;
-                Ok(Response::new(answer))
+                let (api, request) = (self.clone(), request.into_inner());
+                let answer = finished(async move { api.$name(account, request).await }).await;
+                Ok(Response::new(answer.map_err(Status::from)?))
             })*
 
             type AddTasksStream = BoxStream<'static, Result<wire::AddTasksResponse, Status>>;

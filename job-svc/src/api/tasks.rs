@@ -16,7 +16,7 @@ use tonic::{Status, Streaming};
 
 use super::convert::{self, precondition};
 use super::lists::{self, CHUNK, SCAN, TASK_PROPERTIES};
-use super::{Answer, Api, job_id, task_id};
+use super::{Answer, Api, finished, job_id, task_id};
 use crate::domain::Error;
 use crate::domain::etag;
 use crate::domain::exit;
@@ -181,7 +181,11 @@ impl Api {
         named
             .map(move |message| {
                 let (api, account, traceparent) = (self.clone(), account.clone(), traceparent.clone());
-                async move { api.add_message(account, message?, traceparent).await.map_err(Status::from) }
+                async move {
+                    let message = message?;
+                    let work = async move { api.add_message(account, message, traceparent).await };
+                    finished(work).await.map_err(Status::from)
+                }
             })
             .buffered(PIPELINE)
     }
@@ -348,7 +352,7 @@ impl Api {
                 Ok(()) => return Ok(wire::TerminateTaskResponse {}),
                 Err(Refused::Completed) => return Err(Error::TaskCompleted.into()),
                 // The scheduler hears of it in a moment, or it ended just now.
-                Err(Refused::Unknown | Refused::Busy) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(Refused::Unknown) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
         }
         Err(Error::Unavailable("the task is being changed; repeat the call").into())
@@ -375,10 +379,6 @@ impl Api {
             match self.command(&job, &task, &key, Note::Delete).await? {
                 Ok(()) => return Ok(wire::DeleteTaskResponse {}),
                 Err(Refused::Unknown | Refused::Completed) => {}
-                Err(Refused::Busy) => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    continue;
-                }
             }
             let now = Timestamp::now();
             let deleted = self
@@ -393,6 +393,7 @@ impl Api {
                             job_id: job.job.as_str().to_owned(),
                             task_id: task.id.as_str().to_owned(),
                             attempt: task.task.attempt,
+                            task_number: task.row,
                         };
                         self.registry.tell(&account, &job.pool, Note::Cleanup { node: run.node.clone(), key }).await;
                     }

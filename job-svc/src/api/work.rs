@@ -115,6 +115,7 @@ impl Work {
             conn,
             node: Arc::new(node),
             incarnation: hello.incarnation,
+            stream: hello.stream,
             status,
             attempts,
             out,
@@ -156,7 +157,7 @@ impl Work {
                     return Err(invalid("hello", "is only the first message of a work stream"));
                 }
                 Some(wire::work_up::Message::LeaseRequest(lease)) => Up::Lease(lease.sequence),
-                Some(wire::work_up::Message::Status(new)) => Up::Status(status(Some(&new))?),
+                Some(wire::work_up::Message::Status(new)) => Up::Status(status(Some(&new))?, new.version),
                 Some(wire::work_up::Message::Goodbye(wire::Goodbye {})) => Up::Goodbye,
                 Some(wire::work_up::Message::Reports(reports)) => {
                     Up::Reports(reports.reports.into_iter().filter_map(report).collect())
@@ -208,6 +209,7 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 exit_code: ended.exit_code,
                 failure: ended.failure,
                 cause,
+                outputs_kept: ended.outputs_kept,
             })
         }
     };

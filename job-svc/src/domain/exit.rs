@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn end(cause: EndCause, exit_code: Option<i32>) -> AttemptEnd {
-        AttemptEnd { start: None, end: Timestamp::from_micros(1), exit_code, failure: None, cause }
+        AttemptEnd { start: None, end: Timestamp::from_micros(1), exit_code, failure: None, cause, outputs_kept: false }
     }
 
     fn options(action: WireAction) -> Option<ExitOptions> {

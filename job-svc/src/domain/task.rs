@@ -1,10 +1,10 @@
 //! The state machine of a task.
 //!
-//! | state \ event | assign | start | finish | retry | requeue | terminate | reactivate |
-//! |---|---|---|---|---|---|---|---|
-//! | active | running, attempt + 1 | - | - | - | - | completed | `TaskNotCompleted` |
-//! | running | - | running | completed | active, retries + 1 | active | completed | `TaskNotCompleted` |
-//! | completed | - | - | - | - | - | `TaskCompleted` | active if failed, else `TaskSucceeded` |
+//! | state \ event | assign | start | finish | retry | requeue | give up | terminate | reactivate |
+//! |---|---|---|---|---|---|---|---|---|
+//! | active | running, attempt + 1 | - | - | - | - | - | completed | `TaskNotCompleted` |
+//! | running | - | running | completed | active, retries + 1 | active | completed | completed | `TaskNotCompleted` |
+//! | completed | - | - | - | - | - | - | `TaskCompleted` | active if failed, else `TaskSucceeded` |
 //!
 //! `-` is refused as [`Rejected::Impossible`]: the scheduler never asks for it
 //! unless its picture is wrong. Events that speak of an attempt are refused as
@@ -23,6 +23,10 @@ use kiln_time::Timestamp;
 pub const TASK_ENDED: &str = "TaskEnded";
 /// Failure code of tasks whose process ended with a code other than 0.
 pub const FAILURE_EXIT_CODE: &str = "FailureExitCode";
+/// Requeues that the service decides for one task at most. A task that takes
+/// its nodes down with it has to end some day; one that meets this many losses
+/// without being their cause is a matter for people, too.
+pub const MAX_INTERNAL_RETRIES: u32 = 50;
 
 /// What changes about a task as it is run.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,6 +147,8 @@ pub struct AttemptEnd {
     pub failure: Option<FailureInfo>,
     /// What ended it.
     pub cause: EndCause,
+    /// Its output files were not uploaded because a retry was announced.
+    pub outputs_kept: bool,
 }
 
 /// One attempt that is over.
@@ -198,6 +204,13 @@ pub enum TaskEvent {
         /// Whose wish it was.
         cause: RequeueCause,
     },
+    /// The attempt is over, and there will be no other.
+    GiveUp {
+        /// Attempt that is over.
+        attempt: u32,
+        /// Why.
+        cause: GiveUpCause,
+    },
     /// A user, the job or a node action ends the task.
     Terminate,
     /// A user wants a failed task to run again.
@@ -215,6 +228,36 @@ pub enum RequeueCause {
     NodeLost,
     /// The agent could not run it.
     AgentFailure,
+}
+
+/// Why a task is not tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GiveUpCause {
+    /// See [`MAX_INTERNAL_RETRIES`].
+    TooManyInternalRetries,
+    /// What the store has of it cannot be read.
+    UnreadableSpec,
+}
+
+impl GiveUpCause {
+    fn failure(self) -> FailureInfo {
+        let (category, code, message) = match self {
+            Self::TooManyInternalRetries => (
+                ErrorCategory::User,
+                "MaxInternalRetryCountReached",
+                format!(
+                    "The task was given back by lost or failing nodes more than {MAX_INTERNAL_RETRIES} times; see \
+                     its attempts, and reactivate it when it does not harm its nodes any more"
+                ),
+            ),
+            Self::UnreadableSpec => (
+                ErrorCategory::Server,
+                "Unknown",
+                "The stored description of the task cannot be read; delete the task and add it again".to_owned(),
+            ),
+        };
+        FailureInfo { category: category.into(), code: code.to_owned(), message, details: Vec::new() }
+    }
 }
 
 impl RequeueCause {
@@ -285,17 +328,23 @@ pub enum Verdict {
 }
 
 /// The rule of retries: only exit codes other than 0 are tried again, `max`
-/// times, or without end if it is -1.
+/// times, or without end if it is -1. A retry that was announced to the agent
+/// is due in any case: the task's output files still wait for the last try.
 pub fn judge(end: &AttemptEnd, retry_count: u32, max: i32) -> Verdict {
     match end.cause {
         EndCause::Exited if end.exit_code.is_some_and(|code| code != 0) => {
-            if max < 0 || i64::from(retry_count) < i64::from(max) { Verdict::Retry } else { Verdict::Finish }
+            if end.outputs_kept || retry_follows(retry_count, max) { Verdict::Retry } else { Verdict::Finish }
         }
         EndCause::Exited | EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::WallClockExpired => {
             Verdict::Finish
         }
         EndCause::Stopped | EndCause::AgentFailure => Verdict::Requeue,
     }
+}
+
+/// Whether an exit code other than 0 of the present try leads to the next.
+pub fn retry_follows(retry_count: u32, max: i32) -> bool {
+    max < 0 || i64::from(retry_count) < i64::from(max)
 }
 
 impl TaskState {
@@ -395,6 +444,17 @@ impl Task {
                 }
                 Ok(Transition { task, history: Some(history) })
             }
+            (TaskState::Running { node, assigned, started }, TaskEvent::GiveUp { attempt, cause }) => {
+                self.expect(attempt)?;
+                let state = TaskState::Completed {
+                    end: now,
+                    outcome: Outcome::Failed,
+                    run: Some(Run { node: node.clone(), assigned: *assigned, started: *started }),
+                    exit_code: None,
+                    failure: Some(cause.failure()),
+                };
+                Ok(Transition { task: self.moved(state, now), history: None })
+            }
             (TaskState::Running { node, assigned, started }, TaskEvent::Terminate) => {
                 let state = TaskState::Completed {
                     end: now,
@@ -420,6 +480,7 @@ impl Task {
                 let mut task = self.moved(TaskState::Active, now);
                 task.retry_count = 0;
                 task.last_retry = None;
+                task.internal_retry_count = 0;
                 Ok(Transition { task, history })
             }
             (TaskState::Completed { .. }, TaskEvent::Terminate) => Err(Rejected::TaskCompleted),
@@ -429,7 +490,8 @@ impl Task {
                 TaskEvent::Start { .. }
                 | TaskEvent::Finish { .. }
                 | TaskEvent::Retry { .. }
-                | TaskEvent::Requeue { .. },
+                | TaskEvent::Requeue { .. }
+                | TaskEvent::GiveUp { .. },
             )
             | (TaskState::Running { .. }, TaskEvent::Assign { .. })
             | (
@@ -438,7 +500,8 @@ impl Task {
                 | TaskEvent::Start { .. }
                 | TaskEvent::Finish { .. }
                 | TaskEvent::Retry { .. }
-                | TaskEvent::Requeue { .. },
+                | TaskEvent::Requeue { .. }
+                | TaskEvent::GiveUp { .. },
             ) => Err(Rejected::Impossible),
         }
     }

@@ -11,7 +11,14 @@ fn node() -> Arc<NodeId> {
 }
 
 fn exited(code: i32) -> AttemptEnd {
-    AttemptEnd { start: Some(at(2)), end: at(5), exit_code: Some(code), failure: None, cause: EndCause::Exited }
+    AttemptEnd {
+        start: Some(at(2)),
+        end: at(5),
+        exit_code: Some(code),
+        failure: None,
+        cause: EndCause::Exited,
+        outputs_kept: false,
+    }
 }
 
 fn running() -> Task {
@@ -29,6 +36,7 @@ fn events() -> Vec<(&'static str, TaskEvent)> {
         ("finish", TaskEvent::Finish { attempt: 1, end: exited(0) }),
         ("retry", TaskEvent::Retry { attempt: 1, end: exited(1) }),
         ("requeue", TaskEvent::Requeue { attempt: 1, cause: RequeueCause::NodeLost }),
+        ("give up", TaskEvent::GiveUp { attempt: 1, cause: GiveUpCause::TooManyInternalRetries }),
         ("terminate", TaskEvent::Terminate),
         ("reactivate", TaskEvent::Reactivate),
     ]
@@ -38,11 +46,12 @@ fn events() -> Vec<(&'static str, TaskEvent)> {
 fn every_cell_of_the_table() {
     use Phase::{Active, Completed, Running};
     use Rejected::{Impossible, TaskCompleted, TaskNotCompleted, TaskSucceeded};
-    let table: [(Task, [Result<Phase, Rejected>; 7]); 4] = [
+    let table: [(Task, [Result<Phase, Rejected>; 8]); 4] = [
         (
             Task::new(at(0)),
             [
                 Ok(Running),
+                Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
@@ -53,11 +62,21 @@ fn every_cell_of_the_table() {
         ),
         (
             running(),
-            [Err(Impossible), Ok(Running), Ok(Completed), Ok(Active), Ok(Active), Ok(Completed), Err(TaskNotCompleted)],
+            [
+                Err(Impossible),
+                Ok(Running),
+                Ok(Completed),
+                Ok(Active),
+                Ok(Active),
+                Ok(Completed),
+                Ok(Completed),
+                Err(TaskNotCompleted),
+            ],
         ),
         (
             completed(1),
             [
+                Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
@@ -70,6 +89,7 @@ fn every_cell_of_the_table() {
         (
             completed(0),
             [
+                Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
                 Err(Impossible),
@@ -96,6 +116,7 @@ fn reports_of_other_attempts_are_stale() {
         ("finish", TaskEvent::Finish { attempt: 0, end: exited(0) }),
         ("retry", TaskEvent::Retry { attempt: 7, end: exited(1) }),
         ("requeue", TaskEvent::Requeue { attempt: 2, cause: RequeueCause::JobDisabled }),
+        ("give up", TaskEvent::GiveUp { attempt: 2, cause: GiveUpCause::UnreadableSpec }),
     ] {
         assert_eq!(task.apply(event, at(9)), Err(Rejected::Stale), "{name}");
     }
@@ -119,7 +140,7 @@ fn counters_tell_retries_requeues_and_losses_apart() {
 fn reactivation_clears_the_past_but_keeps_it_as_history() {
     let task = completed(4);
     let again = task.apply(TaskEvent::Reactivate, at(10)).unwrap();
-    assert_eq!((again.task.retry_count, again.task.attempt), (0, 1));
+    assert_eq!((again.task.retry_count, again.task.internal_retry_count, again.task.attempt), (0, 0, 1));
     assert_eq!(again.history.unwrap().exit_code, Some(4));
     let second = again.task.apply(TaskEvent::Assign { node: node() }, at(11)).unwrap().task;
     assert_eq!(second.attempt, 2);
@@ -133,6 +154,9 @@ fn failures_have_a_reason_and_successes_none() {
     };
     assert_eq!(failure(completed(0)), None);
     assert_eq!(failure(completed(1)).as_deref(), Some(FAILURE_EXIT_CODE));
+    let lost = TaskEvent::GiveUp { attempt: 1, cause: GiveUpCause::TooManyInternalRetries };
+    let lost = running().apply(lost, at(9)).unwrap().task;
+    assert_eq!(failure(lost).as_deref(), Some("MaxInternalRetryCountReached"));
     let ended = running().apply(TaskEvent::Terminate, at(9)).unwrap().task;
     assert_eq!(failure(ended).as_deref(), Some(TASK_ENDED));
 }
@@ -146,6 +170,9 @@ fn only_exit_codes_are_retried() {
         (exited(1), 0, 1, Verdict::Retry),
         (exited(1), 1, 1, Verdict::Finish),
         (exited(1), u32::MAX, -1, Verdict::Retry),
+        // The limit was lowered after the agent had been told of a retry.
+        (AttemptEnd { outputs_kept: true, ..exited(1) }, 3, 1, Verdict::Retry),
+        (AttemptEnd { outputs_kept: true, ..exited(0) }, 0, 1, Verdict::Finish),
         (with(EndCause::Exited, None), 0, 5, Verdict::Finish),
         (with(EndCause::PreProcessingError, None), 0, 5, Verdict::Finish),
         (with(EndCause::FileUploadError, Some(1)), 0, 5, Verdict::Finish),

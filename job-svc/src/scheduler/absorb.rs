@@ -8,8 +8,10 @@ use kiln_proto::time::{duration, timestamp};
 use prost::Message;
 
 use super::actor::{Actor, Broken};
-use super::core::{Effects, JobKey, Row, Send};
-use crate::domain::task::{Phase, TaskEvent, TaskState};
+use super::core::{Effects, Input, JobKey, Row, Send};
+use super::intake::foreign;
+use crate::domain::spec::INHERIT_RETRIES;
+use crate::domain::task::{Phase, TaskEvent, TaskState, retry_follows};
 use crate::store::events::{self, TaskNames};
 use crate::store::{Bucket, TaskRow, TaskWrite};
 
@@ -99,7 +101,7 @@ impl Actor {
         let (what, reason) = match &event {
             TaskEvent::Assign { .. } => ("assigned", ""),
             TaskEvent::Start { .. } => ("started", ""),
-            TaskEvent::Finish { .. } | TaskEvent::Terminate => ("finished", ""),
+            TaskEvent::Finish { .. } | TaskEvent::Terminate | TaskEvent::GiveUp { .. } => ("finished", ""),
             TaskEvent::Retry { .. } => ("requeued", "Retry"),
             TaskEvent::Requeue { cause, .. } => ("requeued", cause.reason()),
             TaskEvent::Reactivate => ("requeued", "Reactivated"),
@@ -107,6 +109,10 @@ impl Actor {
         let broken = |why: String| Broken::Picture { row, why };
         let live = self.live.get_mut(&row).ok_or_else(|| broken("is not in the store".to_owned()))?;
         let info = self.jobs.get(&job).ok_or_else(|| broken(format!("its job {job} is not loaded")))?;
+        if let (TaskEvent::Start { .. }, TaskState::Running { started: Some(_), .. }) = (&event, &live.task.state) {
+            // Said again after a reconnect.
+            return Ok(());
+        }
         let before = (live.task.state.phase(), live.task.attempt);
         let bucket = Bucket::of(&live.task);
         let ran_on = match &live.task.state {
@@ -172,6 +178,7 @@ impl Actor {
                 job_id: info.job.as_str().to_owned(),
                 task_id: task.id.as_str().to_owned(),
                 attempt: task.task.attempt,
+                task_number: row,
             };
             self.batch.mail.to(conn).cleanup.tasks.push(key);
         }
@@ -185,10 +192,17 @@ impl Actor {
                 self.batch.mail.to(conn).welcome = Some(Down::Welcome(Welcome { lease }));
             }
             Send::Assign(conn, row, attempt) => {
-                if let Some(task) = self.live.get(&row)
-                    && let Some((size, assignment)) = self.assignment(task, attempt)
-                {
-                    self.batch.mail.to(conn).assignments.push((size, assignment));
+                let Some(task) = self.live.get(&row) else { return };
+                match self.assignment(task, attempt) {
+                    Ok(Some(assignment)) => {
+                        self.batch.mail.to(conn).assignments.push((task.spec.len(), assignment));
+                    }
+                    // It has ended in the same step.
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!(row, %error, "a stored spec cannot be read; its task is given up");
+                        self.inputs.push_back(Input::Unrunnable { row, attempt });
+                    }
                 }
             }
             Send::Stop(conn, row, attempt) => {
@@ -200,7 +214,7 @@ impl Actor {
                 if let Some(link) = self.links.get_mut(&conn)
                     && let Some(key) = link.seen.get(token as usize).cloned()
                 {
-                    link.foreign.insert((key.job_id.clone(), key.task_id.clone(), key.attempt));
+                    link.foreign.insert(foreign(&key));
                     self.batch.mail.to(conn).stops.push(key);
                 }
             }
@@ -209,21 +223,23 @@ impl Actor {
 
     fn key_of(&self, task: &TaskRow, attempt: u32) -> Option<AttemptKey> {
         let info = self.jobs.get(&task.job)?;
-        Some(AttemptKey { job_id: info.job.as_str().to_owned(), task_id: task.id.as_str().to_owned(), attempt })
+        Some(AttemptKey {
+            job_id: info.job.as_str().to_owned(),
+            task_id: task.id.as_str().to_owned(),
+            attempt,
+            task_number: task.row,
+        })
     }
 
-    fn assignment(&self, task: &TaskRow, attempt: u32) -> Option<(usize, Assignment)> {
-        let info = self.jobs.get(&task.job)?;
-        let spec = match TaskSpec::decode(task.spec.clone()) {
-            Ok(spec) => spec,
-            Err(error) => {
-                // Only damage of the database does this. The attempt stays booked
-                // until the agent's next hello.
-                tracing::error!(row = task.row, %error, "a stored spec cannot be read");
-                return None;
-            }
+    fn assignment(&self, task: &TaskRow, attempt: u32) -> Result<Option<Assignment>, prost::DecodeError> {
+        let Some(info) = self.jobs.get(&task.job) else { return Ok(None) };
+        let TaskState::Running { assigned, .. } = &task.task.state else { return Ok(None) };
+        let spec = TaskSpec::decode(task.spec.clone())?;
+        let max_retries = if task.facts.max_retries == INHERIT_RETRIES {
+            info.spec.constraints.as_ref().map_or(0, |constraints| constraints.max_task_retry_count)
+        } else {
+            task.facts.max_retries
         };
-        let TaskState::Running { assigned, .. } = &task.task.state else { return None };
         let assignment = Assignment {
             key: self.key_of(task, attempt),
             environment: info.environment(&spec),
@@ -232,8 +248,9 @@ impl Actor {
             tracestate: String::new(),
             assigned_time: Some(timestamp(assigned.as_micros())),
             created_time: Some(timestamp(task.created.as_micros())),
+            retry_follows: retry_follows(task.task.retry_count, max_retries),
         };
-        Some((task.spec.len(), assignment))
+        Ok(Some(assignment))
     }
 
     /// Puts away what is no longer needed of a task.
@@ -242,11 +259,6 @@ impl Actor {
             return;
         }
         let Some(task) = self.live.remove(&row) else { return };
-        if let Some(info) = self.jobs.get_mut(&task.job)
-            && info.names.get(&*task.id.key()) == Some(&row)
-        {
-            info.names.remove(&*task.id.key());
-        }
         if task.task.state.phase() == Phase::Active {
             self.cache.hold(task, self.batch_number);
         }

@@ -27,6 +27,8 @@ use super::core::{Conn, Core, Effects, Input, JobKey, Now, ReadyTask, Refused, R
 use super::job_info::JobInfo;
 use super::link::{Link, Mail};
 use super::note::Note;
+use crate::domain::job::JobState;
+use crate::domain::task::Outcome;
 use crate::metrics::Metrics;
 use crate::store::{Commit, CommitError, CountsDelta, JobFate, JobRow, NewAnswer, Store, TaskRow};
 
@@ -104,7 +106,6 @@ pub(super) struct Actor {
     pub context: Context,
     pub core: Core,
     pub jobs: HashMap<JobKey, JobInfo>,
-    pub job_ids: HashMap<String, JobKey>,
     /// Tasks with an attempt that holds slots.
     pub live: HashMap<Row, TaskRow>,
     pub cache: Cache,
@@ -127,7 +128,6 @@ impl Actor {
             core: Core::new(context.settings),
             cache: Cache::new(context.cache_bytes),
             jobs: HashMap::new(),
-            job_ids: HashMap::new(),
             live: HashMap::new(),
             links: HashMap::new(),
             waiters: HashMap::new(),
@@ -189,7 +189,6 @@ impl Actor {
         self.core = Core::new(self.context.settings);
         self.cache = Cache::new(self.context.cache_bytes);
         self.jobs.clear();
-        self.job_ids.clear();
         self.live.clear();
         // Callers see that nobody answers, and ask again.
         self.waiters.clear();
@@ -219,6 +218,11 @@ impl Actor {
             } else if in_flight.is_none() && self.batch.has_rest() {
                 let batch = std::mem::replace(&mut self.batch, Batch::new(&self.account));
                 self.deliver(batch);
+            }
+            if !self.inputs.is_empty() {
+                self.step();
+                self.absorb().await?;
+                continue;
             }
             let tick = self.core.next_tick().map(|at| self.started + at);
             let room = self.batch.commit.tasks.len() < MAX_PENDING;
@@ -253,7 +257,12 @@ impl Actor {
                         Some(at) => tokio::time::sleep_until(at).await,
                         None => std::future::pending().await,
                     }
-                } => self.inputs.push_back(Input::Tick),
+                } => {}
+            }
+            // After the notes: a lease that was renewed in time must not run out.
+            // And also when notes never end.
+            if tick.is_some_and(|at| at <= Instant::now()) {
+                self.inputs.push_back(Input::Tick);
             }
             self.step();
             self.absorb().await?;
@@ -344,19 +353,14 @@ impl Actor {
     }
 
     pub(super) fn forget_job(&mut self, job: JobKey) -> Option<JobInfo> {
-        let info = self.jobs.remove(&job)?;
-        let key = info.job.key().into_owned();
-        if self.job_ids.get(&key) == Some(&job) {
-            self.job_ids.remove(&key);
-        }
-        Some(info)
+        self.jobs.remove(&job)
     }
 
     async fn take_fate(&mut self, fate: JobFate) -> Result<(), Broken> {
         match fate {
             JobFate::Row(row) if row.pool == self.pool => {
                 let key = row.row;
-                let over = row.life.state == crate::domain::job::JobState::Completed;
+                let over = row.life.state == JobState::Completed;
                 let view = self.note_job(*row);
                 self.inputs.push_back(Input::Job { view, answer: true });
                 if over {
@@ -398,7 +402,7 @@ impl Actor {
     /// Reads a job's open tasks and gives all to the core.
     pub(super) async fn load_job(&mut self, row: JobRow) -> Result<(), Broken> {
         let key = row.row;
-        let (mut ready, mut running) = (Vec::new(), Vec::new());
+        let (mut ready, mut running, mut reactivated) = (Vec::new(), Vec::new(), Vec::new());
         let mut after = 0;
         loop {
             let page = self.context.store.open_tasks(key, after, LOAD_PAGE).await?;
@@ -410,17 +414,23 @@ impl Actor {
                     slots: task.facts.slots,
                     attempt: task.attempt,
                     retry_count: task.retry_count,
+                    internal_retries: task.internal_retries,
                     max_retries: task.facts.max_retries,
                     affinity: task.facts.affinity,
                 };
                 match task.node {
                     Some(node) => running.push((ready_task, node)),
+                    None if task.reactivated => reactivated.push(ready_task),
                     None => ready.push(ready_task),
                 }
             }
             if !full {
                 break;
             }
+        }
+        if matches!(row.life.state, JobState::Terminating | JobState::Deleting) {
+            // They will not run again.
+            ready.append(&mut reactivated);
         }
         let view = self.note_job(row);
         let rows: Vec<Row> = running.iter().map(|(task, _)| task.row).collect();
@@ -431,6 +441,29 @@ impl Actor {
             info.loaded_to = after;
         }
         self.inputs.push_back(Input::Loaded { view, ready, running });
+        for task in reactivated {
+            self.ready_again(key, task).await?;
+        }
+        Ok(())
+    }
+
+    /// A task that was activated again: at once, or when its former attempt is
+    /// known to be over. Attempts that ended by themselves are.
+    pub(super) async fn ready_again(&mut self, job: JobKey, task: ReadyTask) -> Result<(), Broken> {
+        let former = self.context.store.attempts(task.row, task.attempt.saturating_sub(1), 1).await?;
+        let former = former.into_iter().find(|former| former.outcome == Outcome::Terminated);
+        if let Some(former) = former
+            && !self.core.is_live(task.row)
+        {
+            for row in self.context.store.load_tasks(vec![task.row]).await? {
+                self.enter_live(row);
+            }
+            self.inputs.push_back(Input::Held { job, task, node: former.run.node });
+            // What it does not hold is put away again.
+            self.fx.forget.push(task.row);
+        } else {
+            self.inputs.push_back(Input::Added { job, tasks: vec![task] });
+        }
         Ok(())
     }
 }

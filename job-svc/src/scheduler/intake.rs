@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use kiln_ids::{JobId, TaskId};
 use kiln_proto::job::v1::{AttemptKey, TaskSpec};
 use prost::Message;
 
@@ -51,11 +50,9 @@ impl Actor {
     /// Remembers a job's row; returns the core's view of it.
     pub(super) fn note_job(&mut self, row: JobRow) -> JobView {
         let view = job_info::view(&row);
-        self.job_ids.insert(row.job.key().into_owned(), row.row);
         let info = self.jobs.entry(row.row).or_insert_with(|| JobInfo {
             job: row.job.clone(),
             spec: row.spec.clone(),
-            names: Default::default(),
             loaded_to: 0,
         });
         info.spec = row.spec;
@@ -134,15 +131,15 @@ impl Actor {
         let active: Vec<TaskRow> =
             rows.into_iter().filter(|task| matches!(task.task.state, TaskState::Active)).collect();
         if !active.is_empty() && !self.is_ahead(row) {
-            let tasks = active.iter().map(ready_task).collect();
             for task in active {
+                let ready = ready_task(&task);
                 // Its former attempt is still being stopped: what comes after
                 // that goes on from the new record.
                 if let Some(live) = self.live.get_mut(&row) {
                     *live = task;
                 }
+                self.ready_again(job, ready).await?;
             }
-            self.inputs.push_back(Input::Added { job, tasks });
         }
         Ok(())
     }
@@ -182,7 +179,7 @@ impl Actor {
         let mut keys = Vec::with_capacity(hello.attempts.len());
         for (key, ended) in hello.attempts {
             let token = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-            seen.push(Seen { token, row: self.row_of(&key), attempt: key.attempt, ended });
+            seen.push(Seen { token, row: Some(key.task_number), attempt: key.attempt, ended });
             keys.push(key);
         }
         tracing::info!(
@@ -195,6 +192,7 @@ impl Actor {
             conn: hello.conn,
             node: hello.node,
             incarnation: hello.incarnation,
+            stream: hello.stream,
             status: hello.status,
             seen,
         });
@@ -209,7 +207,10 @@ impl Actor {
         }
         match up {
             Up::Lease(sequence) => self.inputs.push_back(Input::Lease { conn, sequence }),
-            Up::Status(status) => self.inputs.push_back(Input::Status { conn, status }),
+            Up::Status(status, version) => {
+                self.inputs.push_back(Input::Status { conn, status });
+                self.batch.mail.to(conn).status = Some(version);
+            }
             Up::Goodbye => self.inputs.push_back(Input::Goodbye { conn }),
             Up::Gone => {
                 self.links.remove(&conn);
@@ -224,21 +225,16 @@ impl Actor {
     }
 
     fn report(&mut self, conn: Conn, key: AttemptKey, report: Report) {
-        let row = self.row_of(&key);
+        let row = key.task_number;
         match report {
-            Report::Started(at) => {
-                if let Some(row) = row {
-                    self.inputs.push_back(Input::Started { conn, row, attempt: key.attempt, at });
-                }
-            }
+            Report::Started(at) => self.inputs.push_back(Input::Started { conn, row, attempt: key.attempt, at }),
             Report::Ended(end) => {
-                let foreign = (key.job_id.clone(), key.task_id.clone(), key.attempt);
+                let foreign = foreign(&key);
                 if self.links.get_mut(&conn).is_some_and(|link| link.foreign.remove(&foreign)) {
                     self.inputs.push_back(Input::ForeignEnded { conn });
-                } else if let Some(row) = row {
-                    let action = self.exit_action(row, &end);
-                    self.inputs.push_back(Input::Ended { conn, row, attempt: key.attempt, end, action });
                 }
+                let action = self.exit_action(row, &end);
+                self.inputs.push_back(Input::Ended { conn, row, attempt: key.attempt, end, action });
                 // Whether it was applied now, before, or is of no interest: when
                 // the commit with it, and all before it, are durable, the agent
                 // may forget it.
@@ -261,21 +257,15 @@ impl Actor {
         }
     }
 
-    /// The row of an attempt that holds slots.
-    fn row_of(&self, key: &AttemptKey) -> Option<Row> {
-        let job = JobId::parse(&key.job_id).ok()?;
-        let task = TaskId::parse(&key.task_id).ok()?;
-        let job = self.job_ids.get(&*job.key())?;
-        self.jobs.get(job)?.names.get(&*task.key()).copied()
-    }
-
     /// Keeps a task whose attempt holds slots at hand.
     pub(super) fn enter_live(&mut self, task: TaskRow) {
-        if let Some(info) = self.jobs.get_mut(&task.job) {
-            info.names.insert(task.id.key().into_owned(), task.row);
-        }
         self.live.insert(task.row, task);
     }
+}
+
+/// An attempt's name among those that only the agent has.
+pub(super) fn foreign(key: &AttemptKey) -> (String, String, u32, u64) {
+    (key.job_id.clone(), key.task_id.clone(), key.attempt, key.task_number)
 }
 
 fn ready_task(task: &TaskRow) -> ReadyTask {
@@ -284,6 +274,7 @@ fn ready_task(task: &TaskRow) -> ReadyTask {
         slots: task.facts.slots,
         attempt: task.task.attempt,
         retry_count: task.task.retry_count,
+        internal_retries: task.task.internal_retry_count,
         max_retries: task.facts.max_retries,
         affinity: task.facts.affinity,
     }

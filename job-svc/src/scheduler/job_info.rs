@@ -1,6 +1,5 @@
 //! What an actor keeps of a job beside the core.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +18,6 @@ pub struct JobInfo {
     pub job: JobId,
     /// Its spec.
     pub spec: Arc<JobSpec>,
-    /// Names of its attempts that hold slots: task key to row.
-    pub names: HashMap<String, Row>,
     /// Rows up to this one were read from the store; notes about them are old.
     pub loaded_to: Row,
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use kiln_proto::job::v1::work_down::Message;
-use kiln_proto::job::v1::{Assignment, Assignments, AttemptKey, Cleanup, ReportAcks, Stop, WorkDown};
+use kiln_proto::job::v1::{Assignment, Assignments, AttemptKey, Cleanup, ReportAcks, StatusApplied, Stop, WorkDown};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,7 @@ pub struct Link {
     /// Ends the stream.
     pub closer: CancellationToken,
     /// Attempts that only the agent has and that have not ended.
-    pub foreign: HashSet<(String, String, u32)>,
+    pub foreign: HashSet<(String, String, u32, u64)>,
     /// The agent's list of its hello, until the stops for it were sent.
     pub seen: Vec<AttemptKey>,
 }
@@ -55,6 +55,8 @@ pub struct LinkMail {
     pub stops: Vec<AttemptKey>,
     /// Reports that are durable.
     pub acks: Vec<AttemptKey>,
+    /// The latest status that was applied.
+    pub status: Option<u64>,
     /// Directories to remove.
     pub cleanup: Cleanup,
 }
@@ -97,6 +99,10 @@ impl LinkMail {
         }
         if !self.stops.is_empty() {
             messages.push(Message::Stop(Stop { attempts: self.stops }));
+        }
+        // Last: it says that no assignment from before is still to come.
+        if let Some(version) = self.status {
+            messages.push(Message::StatusApplied(StatusApplied { version }));
         }
         messages
     }

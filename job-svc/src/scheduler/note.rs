@@ -86,6 +86,8 @@ pub struct Hello {
     pub node: Arc<NodeId>,
     /// This life of its agent.
     pub incarnation: String,
+    /// Number of the stream in that life.
+    pub stream: u64,
     /// What it says about itself.
     pub status: NodeStatus,
     /// What it holds, and whether that has ended.
@@ -101,8 +103,8 @@ pub struct Hello {
 pub enum Up {
     /// It wants to go on.
     Lease(u64),
-    /// About its node.
-    Status(NodeStatus),
+    /// About its node, with the number it gave this.
+    Status(NodeStatus, u64),
     /// About its attempts.
     Reports(Vec<(AttemptKey, Report)>),
     /// It ends in order.

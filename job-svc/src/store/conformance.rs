@@ -104,7 +104,14 @@ fn assign() -> TaskEvent {
 }
 
 fn end(code: i32) -> AttemptEnd {
-    AttemptEnd { start: None, end: at(400), exit_code: Some(code), failure: None, cause: EndCause::Exited }
+    AttemptEnd {
+        start: None,
+        end: at(400),
+        exit_code: Some(code),
+        failure: None,
+        cause: EndCause::Exited,
+        outputs_kept: false,
+    }
 }
 
 /// Everything.

@@ -225,6 +225,10 @@ pub struct OpenTask {
     pub attempt: u32,
     /// Retries so far.
     pub retry_count: u32,
+    /// Requeues that the service decided so far.
+    pub internal_retries: u32,
+    /// It waits because a user activated it again.
+    pub reactivated: bool,
     /// Node it runs on.
     pub node: Option<Arc<NodeId>>,
 }

@@ -90,6 +90,7 @@ impl Service {
             status: Some(status(slots, true)),
             attempts,
             ip_address: String::new(),
+            stream: 0,
         };
         let mut agent = eventually("a stream", || async { self.connect(node, hello.clone()).await.ok() }).await;
         let first = agent.next().await;
@@ -144,6 +145,7 @@ pub fn status(slots: i32, accepting: bool) -> WorkerStatus {
         is_dedicated: true,
         pack: false,
         order_jobs_by_creation: false,
+        version: 1,
     }
 }
 
@@ -330,6 +332,13 @@ pub fn started(key: AttemptKey) -> AttemptReport {
 
 pub fn ended(key: AttemptKey, exit_code: Option<i32>, cause: EndCause) -> AttemptReport {
     let now = Some(timestamp(Timestamp::now().as_micros()));
-    let ended = AttemptEnded { start_time: now, end_time: now, exit_code, failure: None, cause: cause.into() };
+    let ended = AttemptEnded {
+        start_time: now,
+        end_time: now,
+        exit_code,
+        failure: None,
+        cause: cause.into(),
+        outputs_kept: false,
+    };
     AttemptReport { key: Some(key), what: Some(attempt_report::What::Ended(ended)) }
 }

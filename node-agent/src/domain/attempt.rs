@@ -1,17 +1,18 @@
 //! The life of one attempt.
 //!
-//! | state \ event | Started | PreFailed | Exited | Uploaded | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
-//! |---|---|---|---|---|---|---|---|---|---|
-//! | StagingIn | Running | Ended, report | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
-//! | Running | - | - | StagingOut, or Ended if stopped (3) | - | - | - | marked, kill (2) | marked, kill (2) | - |
-//! | StagingOut | - | - | - | Ended, report | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
-//! | Ended | - | - | - | - | - | - | - | report again | forgotten |
+//! | state \ event | Started | PreFailed | Exited | Uploaded | Kept | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
+//! |---|---|---|---|---|---|---|---|---|---|---|
+//! | StagingIn | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | Running | - | - | StagingOut, or Ended if stopped (3) | - | - | - | - | marked, kill (2) | marked, kill (2) | - |
+//! | StagingOut | - | - | - | Ended, report | Ended, report (4) | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
+//! | Ended | - | - | - | - | - | - | - | - | report again | forgotten |
 //!
 //! `-` is rejected: the event does not belong to the state.
 //! (1) Only after a stop; without one it is rejected. (2) A repeated stop
 //! changes nothing, except that any other cause replaces the wall clock.
 //! (3) A process that was killed because its time was over goes on to StagingOut: its
-//! files may tell its author why it took so long.
+//! files may tell its author why it took so long. (4) Only after an exit code other than 0
+//! within its time: only that is tried again.
 
 use kiln_time::Timestamp;
 
@@ -84,6 +85,8 @@ pub struct Ended {
     pub failure: Option<Failure>,
     /// What ended it.
     pub cause: Cause,
+    /// Its output files wait for the last try.
+    pub outputs_kept: bool,
 }
 
 /// What ended an attempt.
@@ -117,6 +120,8 @@ pub enum Event {
     },
     /// All output files are where they belong.
     Uploaded,
+    /// A retry follows: its output files are uploaded after the last one.
+    Kept,
     /// An output file could not be uploaded.
     UploadFailed(Failure),
     /// Fetching or uploading ended because of a stop.
@@ -205,6 +210,7 @@ impl Attempt {
                         exit_code: None,
                         failure: Some(failure),
                         cause: Cause::PreProcessingError,
+                        outputs_kept: false,
                     },
                 })),
                 Event::Interrupted => match stopping {
@@ -216,6 +222,7 @@ impl Attempt {
                 }
                 Event::Exited { .. }
                 | Event::Uploaded
+                | Event::Kept
                 | Event::UploadFailed(_)
                 | Event::WallClock
                 | Event::Acknowledged => Err(rejected()),
@@ -241,18 +248,23 @@ impl Attempt {
                 Event::Started
                 | Event::PreFailed(_)
                 | Event::Uploaded
+                | Event::Kept
                 | Event::UploadFailed(_)
                 | Event::Interrupted
                 | Event::Acknowledged => Err(rejected()),
             },
             Self::StagingOut { start, exit_code, expired, stopping } => match event {
                 Event::Uploaded => Ok(ended(finished(*start, now, *exit_code, *expired))),
+                Event::Kept if !*expired && *exit_code != 0 => {
+                    Ok(ended(Ended { outputs_kept: true, ..finished(*start, now, *exit_code, *expired) }))
+                }
                 Event::UploadFailed(failure) => Ok(ended(Ended {
                     start: *start,
                     end: now,
                     exit_code: Some(*exit_code),
                     failure: Some(failure),
                     cause: Cause::FileUploadError,
+                    outputs_kept: false,
                 })),
                 Event::Interrupted => match stopping {
                     Stopping::Cause(cause) => Ok(ended(stopped(*start, now, Some(*exit_code), *cause))),
@@ -267,6 +279,7 @@ impl Attempt {
                 Event::Started
                 | Event::PreFailed(_)
                 | Event::Exited { .. }
+                | Event::Kept
                 | Event::WallClock
                 | Event::Acknowledged => Err(rejected()),
             },
@@ -277,6 +290,7 @@ impl Attempt {
                 | Event::PreFailed(_)
                 | Event::Exited { .. }
                 | Event::Uploaded
+                | Event::Kept
                 | Event::UploadFailed(_)
                 | Event::Interrupted
                 | Event::WallClock => Err(rejected()),
@@ -310,7 +324,7 @@ fn finished(start: Timestamp, end: Timestamp, exit_code: i32, expired: bool) -> 
     } else {
         ((exit_code != 0).then(|| Failure::exit_code(exit_code)), Cause::Exited)
     };
-    Ended { start, end, exit_code: Some(exit_code), failure, cause }
+    Ended { start, end, exit_code: Some(exit_code), failure, cause, outputs_kept: false }
 }
 
 /// Stopped from outside.
@@ -323,7 +337,7 @@ fn stopped(start: Timestamp, end: Timestamp, exit_code: Option<i32>, cause: Stop
         }
         StopCause::Shutdown => (Failure::server("Unknown", "the node's agent was stopped"), Cause::AgentFailure),
     };
-    Ended { start, end, exit_code, failure: Some(failure), cause }
+    Ended { start, end, exit_code, failure: Some(failure), cause, outputs_kept: false }
 }
 
 fn event_name(event: &Event) -> &'static str {
@@ -332,6 +346,7 @@ fn event_name(event: &Event) -> &'static str {
         Event::PreFailed(_) => "PreFailed",
         Event::Exited { .. } => "Exited",
         Event::Uploaded => "Uploaded",
+        Event::Kept => "Kept",
         Event::UploadFailed(_) => "UploadFailed",
         Event::Interrupted => "Interrupted",
         Event::WallClock => "WallClock",
@@ -357,6 +372,7 @@ mod tests {
             Event::PreFailed(failure()),
             Event::Exited { code: 3 },
             Event::Uploaded,
+            Event::Kept,
             Event::UploadFailed(failure()),
             Event::Interrupted,
             Event::WallClock,
@@ -400,25 +416,65 @@ mod tests {
         let asked = Stopping::Cause(StopCause::Requested);
         let ended = Attempt::Ended(finished(T1, T2, 0, false));
         let pre = "PreProcessingError!report";
-        let table: Vec<(Attempt, [&str; 9])> = vec![
-            (staging_in(No), ["running", pre, "-", "-", "-", "-", "-", "staging in!kill", "-"]),
-            (staging_in(asked), ["running", "Stopped!report", "-", "-", "-", "Stopped!report", "-", "staging in", "-"]),
-            (running(No), ["-", "-", "staging out", "-", "-", "-", "running!kill", "running!kill", "-"]),
-            (running(WallClock), ["-", "-", "staging out", "-", "-", "-", "running", "running!kill", "-"]),
-            (running(asked), ["-", "-", "Stopped!report", "-", "-", "-", "running", "running", "-"]),
+        let table: Vec<(Attempt, [&str; 10])> = vec![
+            (staging_in(No), ["running", pre, "-", "-", "-", "-", "-", "-", "staging in!kill", "-"]),
+            (
+                staging_in(asked),
+                ["running", "Stopped!report", "-", "-", "-", "-", "Stopped!report", "-", "staging in", "-"],
+            ),
+            (running(No), ["-", "-", "staging out", "-", "-", "-", "-", "running!kill", "running!kill", "-"]),
+            (running(WallClock), ["-", "-", "staging out", "-", "-", "-", "-", "running", "running!kill", "-"]),
+            (running(asked), ["-", "-", "Stopped!report", "-", "-", "-", "-", "running", "running", "-"]),
             (
                 staging_out(0, false, No),
-                ["-", "-", "-", "Exited!report", "FileUploadError!report", "-", "-", "staging out!kill", "-"],
+                ["-", "-", "-", "Exited!report", "-", "FileUploadError!report", "-", "-", "staging out!kill", "-"],
+            ),
+            (
+                staging_out(3, false, No),
+                [
+                    "-",
+                    "-",
+                    "-",
+                    "Exited!report",
+                    "Exited!report",
+                    "FileUploadError!report",
+                    "-",
+                    "-",
+                    "staging out!kill",
+                    "-",
+                ],
             ),
             (
                 staging_out(137, true, No),
-                ["-", "-", "-", "WallClockExpired!report", "FileUploadError!report", "-", "-", "staging out!kill", "-"],
+                [
+                    "-",
+                    "-",
+                    "-",
+                    "WallClockExpired!report",
+                    "-",
+                    "FileUploadError!report",
+                    "-",
+                    "-",
+                    "staging out!kill",
+                    "-",
+                ],
             ),
             (
                 staging_out(0, false, asked),
-                ["-", "-", "-", "Exited!report", "FileUploadError!report", "Stopped!report", "-", "staging out", "-"],
+                [
+                    "-",
+                    "-",
+                    "-",
+                    "Exited!report",
+                    "-",
+                    "FileUploadError!report",
+                    "Stopped!report",
+                    "-",
+                    "staging out",
+                    "-",
+                ],
             ),
-            (ended, ["-", "-", "-", "-", "-", "-", "-", "Exited!report", "forgotten"]),
+            (ended, ["-", "-", "-", "-", "-", "-", "-", "-", "Exited!report", "forgotten"]),
         ];
         for (state, expected) in table {
             for (event, expected) in events().into_iter().zip(expected) {
@@ -438,6 +494,8 @@ mod tests {
         assert_eq!((ok.exit_code, ok.failure, ok.start, ok.end), (Some(0), None, T1, T2));
         let failed = result(staging_out(3, false, Stopping::No), Event::Uploaded);
         assert_eq!(failed.failure.unwrap().code, "FailureExitCode");
+        let kept = result(staging_out(3, false, Stopping::No), Event::Kept);
+        assert!(kept.outputs_kept && kept.failure.is_some());
         let expired = result(staging_out(137, true, Stopping::No), Event::Uploaded);
         assert_eq!((expired.exit_code, expired.failure.unwrap().code), (Some(137), "TaskEnded"));
         let lost = result(running(Stopping::Cause(StopCause::LeaseLost)), Event::Exited { code: 137 });

@@ -27,6 +27,8 @@ pub struct Key {
     pub task: Arc<str>,
     /// Which try of it.
     pub attempt: u32,
+    /// Tells the task from an earlier one with the same ids.
+    pub number: u64,
 }
 
 /// What job-svc has to hear.
@@ -214,7 +216,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_micros(7);
 
     fn key(task: &str, attempt: u32) -> Key {
-        Key { job: "j".into(), task: task.into(), attempt }
+        Key { job: "j".into(), task: task.into(), attempt, number: 1 }
     }
 
     fn run_to_end(ledger: &mut Ledger, key: &Key) {
@@ -236,6 +238,8 @@ mod tests {
         assert_eq!(ledger.unacknowledged(), 0);
         assert_eq!(ledger.assign(&a, NOW), Assigned::Known);
         assert_eq!(ledger.assign(&key("a", 2), NOW), Assigned::New);
+        // The task was deleted, and another one has its name now.
+        assert_eq!(ledger.assign(&Key { number: 2, ..key("a", 1) }, NOW), Assigned::New);
     }
 
     #[test]

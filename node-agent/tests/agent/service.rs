@@ -11,8 +11,8 @@ use kiln_node::JoinConfig;
 use kiln_proto::job::v1::attempt_report::What;
 use kiln_proto::job::v1::work_service_server::{WorkService, WorkServiceServer};
 use kiln_proto::job::v1::{
-    Assignment, Assignments, AttemptEnded, AttemptKey, LeaseGrant, ReportAcks, TaskSpec, Welcome, WorkDown, WorkUp,
-    work_down, work_up,
+    Assignment, Assignments, AttemptEnded, AttemptKey, LeaseGrant, ReportAcks, StatusApplied, TaskSpec, Welcome,
+    WorkDown, WorkUp, work_down, work_up,
 };
 use kiln_proto::pool::v1::node_control_service_server::{NodeControlService, NodeControlServiceServer};
 use kiln_proto::pool::v1::{
@@ -143,6 +143,9 @@ impl WorkService for Fake {
                     work_up::Message::LeaseRequest(request) if *log.granting.lock().unwrap() => {
                         let grant = LeaseGrant { sequence: request.sequence, lease };
                         log.send_work(work_down::Message::LeaseGrant(grant));
+                    }
+                    work_up::Message::Status(status) => {
+                        log.send_work(work_down::Message::StatusApplied(StatusApplied { version: status.version }));
                     }
                     work_up::Message::Reports(reports) if *log.acking.lock().unwrap() => {
                         let ended = reports.reports.iter().filter(|report| matches!(report.what, Some(What::Ended(_))));
@@ -314,6 +317,10 @@ impl World {
 
     pub fn assign_attempt(&self, spec: TaskSpec, attempt: u32) {
         let assignment = Assignment { key: Some(key(&spec.id, attempt)), spec: Some(spec), ..Assignment::default() };
+        self.give(assignment);
+    }
+
+    pub fn give(&self, assignment: Assignment) {
         self.log.send_work(work_down::Message::Assignments(Assignments { assignments: vec![assignment] }));
     }
 
@@ -343,7 +350,7 @@ impl World {
 }
 
 pub fn key(task: &str, attempt: u32) -> AttemptKey {
-    AttemptKey { job_id: "j".into(), task_id: task.into(), attempt }
+    AttemptKey { job_id: "j".into(), task_id: task.into(), attempt, task_number: 1 }
 }
 
 pub fn task(id: &str, command_line: &str) -> TaskSpec {

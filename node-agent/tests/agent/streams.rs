@@ -41,13 +41,22 @@ async fn results_survive_a_broken_stream_until_they_are_acknowledged() {
             .map(|view| view.phase())
     };
     assert_eq!(phase("done"), Some(AttemptPhase::Ended));
+    assert_eq!(hellos(&world).iter().map(|hello| hello.stream).collect::<Vec<_>>(), [1, 2]);
     assert!(matches!(phase("running"), Some(AttemptPhase::Running | AttemptPhase::StagingIn)));
     eventually("the repeated report", || async { (world.log.ended("done").len() >= 2).then_some(()) }).await;
     world.log.send_work(work_down::Message::Acks(ReportAcks { attempts: vec![key("done", 1)] }));
     // The same assignment again is not run again.
     let before = std::fs::metadata(world.task_dir("done").join("stdout.txt")).unwrap().modified().unwrap();
     world.assign(task("done", "true"));
+    // It would be, if the task was deleted and another one had its name now.
     *world.log.acking.lock().unwrap() = true;
+    let again = kiln_proto::job::v1::AttemptKey { task_number: 2, ..key("again", 1) };
+    for key in [key("again", 1), again] {
+        let ends = world.log.ended("again").len();
+        let spec = Some(task("again", "true"));
+        world.give(kiln_proto::job::v1::Assignment { key: Some(key), spec, ..Default::default() });
+        eventually("the end", || async { (world.log.ended("again").len() > ends).then_some(()) }).await;
+    }
     std::fs::write(world.task_dir("running").join("go"), "").unwrap();
     assert_eq!(world.log.result("running").await.exit_code, Some(0));
     assert_eq!(std::fs::metadata(world.task_dir("done").join("stdout.txt")).unwrap().modified().unwrap(), before);

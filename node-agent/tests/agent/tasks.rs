@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kiln_proto::common::v1::resource_file::Source;
 use kiln_proto::common::v1::{EnvironmentSetting, OutputFile, OutputFileUploadCondition, ResourceFile};
-use kiln_proto::job::v1::{EndCause, Stop, TaskConstraints, TaskSpec, work_down};
+use kiln_proto::job::v1::{Assignment, EndCause, Stop, TaskConstraints, TaskSpec, work_down};
 use kiln_testkit::eventually;
 
 use crate::service::{World, failure_code, is_running, key, line_of, task};
@@ -278,6 +278,25 @@ async fn files_go_out_as_their_conditions_say() {
     spec.output_files = files;
     assert_eq!(failure_code(&world.run(spec).await), "FailureExitCode");
     assert_eq!(world.store.get("/acc/out/failure").unwrap(), "2\n");
+
+    // What is tried again uploads nothing, until the last try.
+    let mut spec = task("tried", "/bin/sh -c 'exit 4'");
+    spec.output_files = vec![out("../stdout.txt", "tried", C::TaskCompletion)];
+    for (attempt, retry_follows) in [(1, true), (2, false)] {
+        world.give(Assignment {
+            key: Some(key("tried", attempt)),
+            spec: Some(spec.clone()),
+            retry_follows,
+            ..Assignment::default()
+        });
+        let ends = eventually("the end", || async {
+            let ends = world.log.ended("tried");
+            (ends.len() == attempt as usize).then_some(ends)
+        })
+        .await;
+        assert_eq!(ends.last().map(|end| (end.exit_code, end.outputs_kept)), Some((Some(4), retry_follows)));
+        assert_eq!(world.store.get("/acc/out/tried").is_none(), retry_follows);
+    }
 
     for (id, status, code) in [
         ("gone", 404, "FileUploadContainerNotFound"),

@@ -1,5 +1,7 @@
 //! Waiting tasks, and what the states of jobs do to them.
 
+use std::collections::btree_map::Entry;
+
 use super::*;
 use crate::domain::job::{self, DisableTasks, JobEvent};
 
@@ -79,7 +81,9 @@ impl Core {
     pub(super) fn insert_ready(&mut self, key: JobKey, task: ReadyTask) {
         if let Some(live) = self.live.get(&task.row) {
             if live.phase == Phase::Zombie {
-                self.after.insert(task.row, After::Ready(task));
+                // A deletion that waits for the zombie goes on waiting: it then
+                // removes the task that was activated again.
+                self.after.entry(task.row).or_insert(After::Ready(task));
             }
             return;
         }
@@ -92,13 +96,22 @@ impl Core {
         let waiting = Waiting {
             attempt: task.attempt,
             retry_count: task.retry_count,
+            internal_retries: task.internal_retries,
             max_retries: task.max_retries,
             affinity: task.affinity,
         };
-        if job.ready.entry(task.slots).or_default().insert(task.row, waiting).is_none() {
+        // Whoever brings a task that waits already has read it before we went on
+        // with it.
+        if let Entry::Vacant(place) = job.ready.entry(task.slots).or_default().entry(task.row) {
+            place.insert(waiting);
             job.ready_count += 1;
             self.waiting += 1;
         }
+    }
+
+    pub(super) fn is_waiting(&self, key: JobKey, task: &ReadyTask) -> bool {
+        let bucket = self.jobs.get(&key).and_then(|job| job.ready.get(&task.slots));
+        bucket.is_some_and(|bucket| bucket.contains_key(&task.row))
     }
 
     /// Takes a task out of those that wait.
@@ -118,6 +131,9 @@ impl Core {
         if let Some(live) = self.live.get_mut(&row) {
             live.max_retries = max_retries;
         }
+        if let Some(After::Ready(task)) = self.after.get_mut(&row) {
+            task.max_retries = max_retries;
+        }
         if let Some(job) = self.jobs.get_mut(&key)
             && let Some(waiting) = job.ready.get_mut(&slots).and_then(|bucket| bucket.get_mut(&row))
         {
@@ -127,7 +143,15 @@ impl Core {
 
     pub(super) fn terminate(&mut self, job: JobKey, row: Row, slots: u16, reply: ReplyId, now: Now, fx: &mut Effects) {
         let result = match self.live.get(&row).map(|live| live.phase) {
-            Some(Phase::Zombie) => Err(Refused::Completed),
+            Some(Phase::Zombie) => match self.after.get(&row) {
+                // Activated again, and ended again before it could run.
+                Some(After::Ready(_)) => {
+                    self.after.remove(&row);
+                    fx.tasks.push((row, job, TaskEvent::Terminate));
+                    Ok(())
+                }
+                Some(After::Delete(_)) | None => Err(Refused::Completed),
+            },
             Some(Phase::Running | Phase::Requeuing(_)) => {
                 self.terminate_live(row, fx);
                 Ok(())
@@ -151,7 +175,8 @@ impl Core {
                 }
                 match self.after.entry(row).or_insert_with(|| After::Delete(Vec::new())) {
                     After::Delete(replies) => replies.push(reply),
-                    After::Ready(_) => fx.replies.push((reply, Err(Refused::Busy))),
+                    // Activated again, and deleted before it could run.
+                    ready @ After::Ready(_) => *ready = After::Delete(vec![reply]),
                 }
             }
             None if self.take_ready(job, slots, row).is_some() => {

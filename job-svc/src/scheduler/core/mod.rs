@@ -17,7 +17,9 @@
 //!   task is completed already, its process may still run);
 //! - a terminated task that a user activates again waits until its zombie has
 //!   gone, and one that is deleted is removed only then: no two attempts of a
-//!   task are ever alive.
+//!   task are ever alive. After a restart nobody remembers zombies, so a task
+//!   that was activated again waits for a word of its former node
+//!   ([`Input::Held`]).
 
 mod jobs;
 mod nodes;
@@ -25,7 +27,7 @@ mod place;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +36,7 @@ use kiln_time::Timestamp;
 
 use crate::domain::exit::JobAction;
 use crate::domain::job::JobState;
-use crate::domain::task::{AttemptEnd, RequeueCause, TaskEvent};
+use crate::domain::task::{AttemptEnd, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
 pub use place::WaitReason;
@@ -102,6 +104,8 @@ pub struct ReadyTask {
     pub attempt: u32,
     /// Retries so far.
     pub retry_count: u32,
+    /// Requeues that the service decided so far.
+    pub internal_retries: u32,
     /// Retries it may have; [`INHERIT_RETRIES`](crate::domain::spec::INHERIT_RETRIES) means the job's.
     pub max_retries: i32,
     /// Hash of the node it would like; 0 for none.
@@ -175,6 +179,23 @@ pub enum Input {
         /// The tasks.
         tasks: Vec<ReadyTask>,
     },
+    /// A task that was activated again after a user had ended its former
+    /// attempt, which may still run on `node`.
+    Held {
+        /// Its job.
+        job: JobKey,
+        /// The task; its attempt is the former one.
+        task: ReadyTask,
+        /// Where that ran.
+        node: Arc<NodeId>,
+    },
+    /// An attempt was booked that cannot be sent to its agent.
+    Unrunnable {
+        /// The task.
+        row: Row,
+        /// The attempt.
+        attempt: u32,
+    },
     /// A task got another limit of retries.
     Retries {
         /// Its job.
@@ -216,6 +237,8 @@ pub enum Input {
         node: Arc<NodeId>,
         /// This life of its agent.
         incarnation: String,
+        /// Number of the stream in that life; 0 is not compared.
+        stream: u64,
         /// What it says about itself.
         status: NodeStatus,
         /// What it holds.
@@ -298,8 +321,6 @@ pub enum Refused {
     Unknown,
     /// The task has completed already.
     Completed,
-    /// Something else is being done to the task; it can be tried again.
-    Busy,
 }
 
 /// What has to happen after steps.
@@ -357,15 +378,24 @@ struct Job {
 struct Waiting {
     attempt: u32,
     retry_count: u32,
+    internal_retries: u32,
     max_retries: i32,
     affinity: u32,
 }
+
+/// Former lives of an agent that are remembered, so that their late hellos are
+/// not taken for news.
+const MAX_FORMER: usize = 8;
 
 #[derive(Debug)]
 struct Node {
     name: Arc<NodeId>,
     conn: Option<Conn>,
     incarnation: String,
+    /// Latest stream of this incarnation.
+    stream: u64,
+    /// Incarnations that were replaced, the latest last.
+    former: VecDeque<String>,
     status: NodeStatus,
     /// Attempts that hold slots here.
     rows: Vec<Row>,
@@ -393,6 +423,7 @@ struct Live {
     attempt: u32,
     slots: u16,
     retry_count: u32,
+    internal_retries: u32,
     max_retries: i32,
     affinity: u32,
     phase: Phase,
@@ -466,11 +497,13 @@ impl Core {
             Input::Job { view, answer } => self.change_job(view, answer, now, fx),
             Input::JobGone(job) => self.drop_job(job, fx),
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
+            Input::Held { job, task, node } => self.hold(job, task, &node, now, fx),
+            Input::Unrunnable { row, attempt } => self.unrunnable(row, attempt, now, fx),
             Input::Retries { job, row, slots, max_retries } => self.set_retries(job, row, slots, max_retries),
             Input::Terminate { job, row, slots, reply } => self.terminate(job, row, slots, reply, now, fx),
             Input::Delete { job, row, slots, reply } => self.delete(job, row, slots, reply, now, fx),
-            Input::Hello { conn, node, incarnation, status, seen } => {
-                self.hello(conn, &node, incarnation, status, &seen, now, fx);
+            Input::Hello { conn, node, incarnation, stream, status, seen } => {
+                self.hello(conn, &node, (incarnation, stream), status, &seen, now, fx);
             }
             Input::Status { conn, status } => self.set_status(conn, status, now, fx),
             Input::Lease { conn, sequence } => self.renew(conn, sequence, now, fx),

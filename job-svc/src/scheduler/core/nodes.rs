@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::spec::{INHERIT_RETRIES, affinity_hash};
-use crate::domain::task::{EndCause, Verdict, judge};
+use crate::domain::task::{EndCause, MAX_INTERNAL_RETRIES, Verdict, judge};
 
 impl Core {
     fn node_index(&mut self, name: &Arc<NodeId>, now: Now) -> u32 {
@@ -13,6 +13,8 @@ impl Core {
             name: name.clone(),
             conn: None,
             incarnation: String::new(),
+            stream: 0,
+            former: VecDeque::new(),
             status: NodeStatus {
                 slots: 0,
                 accepting: false,
@@ -59,15 +61,20 @@ impl Core {
 
     /// Books an attempt on a node.
     pub(super) fn bind(&mut self, job: JobKey, task: ReadyTask, index: u32) {
+        self.bind_as(job, task, index, Phase::Running);
+    }
+
+    fn bind_as(&mut self, job: JobKey, task: ReadyTask, index: u32, phase: Phase) {
         let live = Live {
             job,
             node: index,
             attempt: task.attempt,
             slots: task.slots,
             retry_count: task.retry_count,
+            internal_retries: task.internal_retries,
             max_retries: task.max_retries,
             affinity: task.affinity,
-            phase: Phase::Running,
+            phase,
         };
         self.live.insert(task.row, live);
         if let Some(node) = self.node(index) {
@@ -75,10 +82,52 @@ impl Core {
             node.used += u32::from(task.slots);
         }
         if let Some(job) = self.jobs.get_mut(&job) {
-            job.running += 1;
-            job.running_slots += u64::from(task.slots);
+            if phase == Phase::Zombie {
+                job.zombies += 1;
+            } else {
+                job.running += 1;
+                job.running_slots += u64::from(task.slots);
+            }
         }
         self.refresh_node(index);
+    }
+
+    /// A task that may run again once its former attempt is known to be over:
+    /// its node has said so, or its lease has run out.
+    pub(super) fn hold(&mut self, key: JobKey, task: ReadyTask, name: &Arc<NodeId>, now: Now, fx: &mut Effects) {
+        if !self.jobs.contains_key(&key) {
+            return;
+        }
+        let node = self.by_name.get(name).and_then(|index| self.nodes.get(*index as usize)?.as_ref());
+        let is_over = match node {
+            Some(node) => node.conn.is_some() && node.foreign == 0,
+            // Silent for as long as we live.
+            None => now.mono >= self.settings.patience,
+        };
+        let known = self.live.contains_key(&task.row) || self.is_waiting(key, &task);
+        if is_over || known {
+            self.add(key, vec![task], now, fx);
+            return;
+        }
+        let index = self.node_index(name, now);
+        self.bind_as(key, task, index, Phase::Zombie);
+        self.after.insert(task.row, After::Ready(task));
+    }
+
+    /// Nothing of this attempt was sent, and nothing can be.
+    pub(super) fn unrunnable(&mut self, row: Row, attempt: u32, now: Now, fx: &mut Effects) {
+        let Some(live) = self.live.get(&row).copied().filter(|live| live.attempt == attempt) else { return };
+        match live.phase {
+            Phase::Running | Phase::Requeuing(_) => self.give_up(row, live, GiveUpCause::UnreadableSpec, now, fx),
+            Phase::Zombie => self.bury(row, live, now, fx),
+        }
+    }
+
+    fn give_up(&mut self, row: Row, live: Live, cause: GiveUpCause, now: Now, fx: &mut Effects) {
+        fx.tasks.push((row, live.job, TaskEvent::GiveUp { attempt: live.attempt, cause }));
+        self.release(row, live);
+        self.requeue_job(live.job);
+        self.settle(live.job, now, fx);
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -86,7 +135,7 @@ impl Core {
         &mut self,
         conn: Conn,
         name: &Arc<NodeId>,
-        incarnation: String,
+        (incarnation, stream): (String, u64),
         status: NodeStatus,
         seen: &[Seen],
         now: Now,
@@ -95,9 +144,25 @@ impl Core {
         let index = self.node_index(name, now);
         let lease_end = now.mono + self.settings.patience;
         let Some(node) = self.node(index) else { return };
+        let overtaken = node.incarnation == incarnation && stream != 0 && stream <= node.stream;
+        if overtaken || node.former.contains(&incarnation) {
+            // Its view is older than what we know: taking it for the truth would
+            // give attempts away that run.
+            fx.close.push(conn);
+            return;
+        }
+        if node.incarnation != incarnation {
+            let former = std::mem::replace(&mut node.incarnation, incarnation);
+            if !former.is_empty() {
+                node.former.push_back(former);
+            }
+            if node.former.len() > MAX_FORMER {
+                node.former.pop_front();
+            }
+        }
+        node.stream = stream;
         let old = node.conn.replace(conn);
         node.lease_end = lease_end;
-        node.incarnation = incarnation;
         node.foreign = 0;
         let here = node.rows.clone();
         if let Some(old) = old {
@@ -348,11 +413,16 @@ impl Core {
         }
     }
 
-    /// The attempt is over; the task waits again.
+    /// The attempt is over; the task waits again, unless that was so too often.
     fn give_back(&mut self, row: Row, live: Live, cause: RequeueCause, now: Now, fx: &mut Effects) {
+        if !cause.by_user() && live.internal_retries >= MAX_INTERNAL_RETRIES {
+            self.give_up(row, live, GiveUpCause::TooManyInternalRetries, now, fx);
+            return;
+        }
         fx.tasks.push((row, live.job, TaskEvent::Requeue { attempt: live.attempt, cause }));
         self.release(row, live);
-        self.insert_ready(live.job, live.ready(row));
+        let internal_retries = live.internal_retries + u32::from(!cause.by_user());
+        self.insert_ready(live.job, ReadyTask { internal_retries, ..live.ready(row) });
         self.requeue_job(live.job);
         self.settle(live.job, now, fx);
     }
@@ -364,6 +434,7 @@ impl Core {
         self.free_slots(live.node, row, live.slots);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.zombies -= 1;
+            job.more_to_come = false;
         }
         match self.after.remove(&row) {
             None => {}
@@ -385,6 +456,7 @@ impl Core {
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.running -= 1;
             job.running_slots -= u64::from(live.slots);
+            job.more_to_come = false;
         }
     }
 
@@ -425,6 +497,7 @@ impl Live {
             slots: self.slots,
             attempt: self.attempt,
             retry_count: self.retry_count,
+            internal_retries: self.internal_retries,
             max_retries: self.max_retries,
             affinity: self.affinity,
         }

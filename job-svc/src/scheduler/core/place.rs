@@ -45,6 +45,7 @@ impl Core {
                 slots,
                 attempt: waiting.attempt + 1,
                 retry_count: waiting.retry_count,
+                internal_retries: waiting.internal_retries,
                 max_retries: waiting.max_retries,
                 affinity: waiting.affinity,
             };

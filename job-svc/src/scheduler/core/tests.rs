@@ -39,7 +39,8 @@ fn job_view(key: JobKey) -> JobView {
 }
 
 fn ready(row: Row, slots: u16) -> ReadyTask {
-    ReadyTask { row, slots, attempt: 0, retry_count: 0, max_retries: crate::domain::spec::INHERIT_RETRIES, affinity: 0 }
+    let max_retries = crate::domain::spec::INHERIT_RETRIES;
+    ReadyTask { row, slots, attempt: 0, retry_count: 0, internal_retries: 0, max_retries, affinity: 0 }
 }
 
 fn node_status(slots: u16) -> NodeStatus {
@@ -301,7 +302,7 @@ impl World {
                     .collect();
                 let status = node_status(SLOTS);
                 let incarnation = incarnation.to_string();
-                self.input(Input::Hello { conn, node: name(at), incarnation, status, seen });
+                self.input(Input::Hello { conn, node: name(at), incarnation, stream: 0, status, seen });
             }
             Up::Lease(sequence) => self.input(Input::Lease { conn, sequence }),
             Up::Ended(row, attempt, end) => {
@@ -341,7 +342,8 @@ impl World {
             return;
         }
         agent.alive.retain(|alive| *alive != key);
-        let end = AttemptEnd { start: None, end: now, exit_code: Some(code), failure: None, cause };
+        let end =
+            AttemptEnd { start: None, end: now, exit_code: Some(code), failure: None, cause, outputs_kept: false };
         agent.results.push((key.0, key.1, end.clone()));
         if agent.conn.is_some() {
             agent.up.push_back(Up::Ended(key.0, key.1, end));
@@ -543,7 +545,7 @@ fn core_with(nodes: &[u16]) -> (Core, Effects) {
         let status = node_status(*slots);
         let conn = at as u64 + 1;
         core.step(
-            Input::Hello { conn, node: name(at), incarnation: "1".into(), status, seen: Vec::new() },
+            Input::Hello { conn, node: name(at), incarnation: "1".into(), stream: 0, status, seen: Vec::new() },
             now,
             &mut fx,
         );
@@ -686,6 +688,7 @@ fn placements_per_second() {
         exit_code: Some(0),
         failure: None,
         cause: EndCause::Exited,
+        outputs_kept: false,
     };
     let began = std::time::Instant::now();
     let mut done = 0;

@@ -1,9 +1,5 @@
 //! What the scheduler reads at its start and writes with each step.
 
-use std::sync::Arc;
-
-use kiln_ids::NodeId;
-
 use super::*;
 use crate::domain::job::JobState;
 use crate::domain::task::{Phase, TaskState};
@@ -39,21 +35,27 @@ pub(super) fn open_tasks(
     let mut rows = statement.query(params![signed(job), signed(after), limit])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let node: Option<Arc<NodeId>> = if row.get::<_, u32>(6)? == codec::phase_number(Phase::Running) {
-            match codec::decode_task(row.get_ref(7)?.as_blob().map_err(damaged)?)?.state {
-                TaskState::Running { node, .. } => Some(node),
-                TaskState::Active | TaskState::Completed { .. } => None,
-            }
-        } else {
-            None
-        };
-        found.push(OpenTask {
+        let attempt: u32 = row.get(4)?;
+        let mut open = OpenTask {
             row: unsigned(row.get(0)?),
             facts: tasks::facts(row, 1)?,
-            attempt: row.get(4)?,
+            attempt,
             retry_count: row.get(5)?,
-            node,
-        });
+            internal_retries: 0,
+            reactivated: false,
+            node: None,
+        };
+        // Of a task that never ran the columns say everything.
+        if attempt > 0 || row.get::<_, u32>(6)? == codec::phase_number(Phase::Running) {
+            let task = codec::decode_task(row.get_ref(7)?.as_blob().map_err(damaged)?)?;
+            open.internal_retries = task.internal_retry_count;
+            open.reactivated = matches!(task.previous, Some((Phase::Completed, _)));
+            open.node = match task.state {
+                TaskState::Running { node, .. } => Some(node),
+                TaskState::Active | TaskState::Completed { .. } => None,
+            };
+        }
+        found.push(open);
     }
     Ok(found)
 }
