@@ -161,7 +161,7 @@ mod tests {
     fn flags_win_over_the_environment_and_that_over_a_local_server() {
         let dir = tempfile::tempdir().unwrap();
         let data = Some(dir.path().to_owned());
-        let of_data = ConnectArgs { data: data.clone(), ..ConnectArgs::default() };
+        let of_data = ConnectArgs { data, ..ConnectArgs::default() };
         assert_eq!(of_data.find_with(&none).unwrap(), None);
 
         let held = DataDir::lock(dir.path()).unwrap();

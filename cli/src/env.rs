@@ -45,7 +45,7 @@ pub fn variables(data: &Path) -> Outcome<Vec<(&'static str, String)>> {
 /// # Errors
 /// As [`variables`].
 pub fn command(data: &Path) -> Outcome {
-    print!("{}", exports(&variables(data)?));
+    crate::output::text_block(format_args!("{}", exports(&variables(data)?)));
     Ok(())
 }
 

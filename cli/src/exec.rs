@@ -23,6 +23,7 @@ use kiln_proto::job::v1::{
 };
 use kiln_proto::pool::v1::{CreatePoolRequest, GetPoolRequest, PoolSpec, ResizePoolRequest};
 use tokio::io::AsyncWriteExt;
+use tracing::Instrument;
 
 use crate::array;
 use crate::command_line;
@@ -90,7 +91,7 @@ pub async fn command(connect: ConnectArgs, args: ExecArgs) -> Outcome {
     let job = format!("exec-{}{}", suffix(), suffix());
     let exec = Exec { client: session.client.clone(), job: job.clone(), args };
     let result = tokio::select! {
-        result = Box::pin(exec.run()) => result,
+        result = Box::pin(exec.run().instrument(tracing::info_span!("kiln exec", job.id = job))) => result,
         () = interrupt.requested() => Err(Failure::Interrupted),
     };
     let keep = exec.args.keep;
@@ -426,7 +427,7 @@ impl Exec {
         let request = ReadTaskFileRequest {
             job_id: self.job.clone(),
             task_id: task.to_owned(),
-            path: if stderr { "stderr.txt" } else { "stdout.txt" }.to_owned(),
+            path: if stderr { kiln_node::STDERR_FILE } else { kiln_node::STDOUT_FILE }.to_owned(),
             range: None,
             follow,
         };

@@ -207,7 +207,7 @@ pub async fn run(client: &Client, format: Format, command: JobCommand) -> Outcom
             };
             let rows = vec![row("tasks", counts.tasks), row("slots", counts.slots)];
             let header = ["", "active", "running", "completed", "succeeded", "failed"];
-            print!("{}", table::table(&header, rows.into_iter()));
+            crate::output::text_block(format_args!("{}", table::table(&header, rows.into_iter())));
             Ok(())
         }
     }

@@ -23,6 +23,6 @@ pub struct LogsArgs {
 /// # Errors
 /// What the service said.
 pub async fn run(client: &Client, args: LogsArgs) -> Outcome {
-    let path = if args.stderr { "stderr.txt" } else { "stdout.txt" };
+    let path = if args.stderr { kiln_node::STDERR_FILE } else { kiln_node::STDOUT_FILE };
     cat(client, args.which, path.to_owned(), args.follow).await
 }

@@ -40,10 +40,10 @@ pub async fn run(client: &Client, format: Format, args: WatchArgs) -> Outcome {
 /// If it has no JSON form.
 pub fn print_event(format: Format, event: &Event) -> Outcome {
     match format {
-        Format::Json => println!("{}", json::value("kiln.events.v1.Event", event)?),
+        Format::Json => crate::output::line(format_args!("{}", json::value("kiln.events.v1.Event", event)?)),
         Format::Table => {
             let time = text::time(event.time.as_ref());
-            println!("{time}  {:24} {:40} {}", event.r#type, event.subject, summary(event));
+            crate::output::line(format_args!("{time}  {:24} {:40} {}", event.r#type, event.subject, summary(event)));
         }
     }
     Ok(())

@@ -4,6 +4,8 @@ pub mod json;
 pub mod table;
 pub mod text;
 
+use std::io::Write;
+
 use crate::failure::Outcome;
 
 /// Form of the output.
@@ -17,6 +19,23 @@ pub enum Format {
     Json,
 }
 
+/// Prints to stdout. A reader that has enough (`| head`) ends the command
+/// quietly, as it would end any other.
+pub fn text_block(text: std::fmt::Arguments<'_>) {
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_fmt(text).and_then(|()| stdout.flush()) {
+        if error.kind() != std::io::ErrorKind::BrokenPipe {
+            eprintln!("error: the output cannot be written: {error}");
+        }
+        std::process::exit(i32::from(error.kind() != std::io::ErrorKind::BrokenPipe));
+    }
+}
+
+/// As [`text_block`], with an end of line.
+pub fn line(text: std::fmt::Arguments<'_>) {
+    text_block(format_args!("{text}\n"));
+}
+
 /// Prints one resource: its JSON, or rows of names and values.
 ///
 /// # Errors
@@ -28,8 +47,8 @@ pub fn show<M: prost::Message>(
     rows: impl FnOnce(&M) -> Vec<(&'static str, String)>,
 ) -> Outcome {
     match format {
-        Format::Json => println!("{}", json::pretty(&json::value(name, message)?)),
-        Format::Table => print!("{}", table::details(rows(message))),
+        Format::Json => line(format_args!("{}", json::pretty(&json::value(name, message)?))),
+        Format::Table => text_block(format_args!("{}", table::details(rows(message)))),
     }
     Ok(())
 }
@@ -48,9 +67,9 @@ pub fn list<M: prost::Message>(
     match format {
         Format::Json => {
             let values: Result<Vec<_>, _> = messages.iter().map(|message| json::value(name, message)).collect();
-            println!("{}", json::pretty(&serde_json::Value::Array(values?)));
+            line(format_args!("{}", json::pretty(&serde_json::Value::Array(values?))));
         }
-        Format::Table => print!("{}", table::table(header, messages.iter().map(row))),
+        Format::Table => text_block(format_args!("{}", table::table(header, messages.iter().map(row)))),
     }
     Ok(())
 }
@@ -58,6 +77,6 @@ pub fn list<M: prost::Message>(
 /// Says that something was done; nothing in JSON, where the exit code says it.
 pub fn done(format: Format, sentence: impl FnOnce() -> String) {
     if format == Format::Table {
-        println!("{}", sentence());
+        line(format_args!("{}", sentence()));
     }
 }

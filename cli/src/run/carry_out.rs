@@ -10,7 +10,7 @@ use kiln_error::{Error, Kind};
 use kiln_proto::events::v1::Event;
 use kiln_proto::gateway::v1::{ReadTaskFileRequest, read_task_file_response};
 use kiln_proto::job::v1::{AddTasksRequest, CountTasksRequest, CreateJobRequest, Task, TaskSpec};
-use kiln_proto::pool::v1::CreatePoolRequest;
+use kiln_proto::pool::v1::{CreatePoolRequest, ReadNodeFileRequest, read_node_file_response};
 use kiln_proto::storage::v1::Blob;
 
 use super::model::{Container, Output, Workflow};
@@ -32,7 +32,7 @@ const TASKS_PER_MESSAGE: usize = 500;
 /// Failed tasks whose stderr is shown.
 const SHOWN_FAILURES: usize = 10;
 /// Bytes of stderr that are looked at, and lines that are shown.
-const STDERR_BYTES: u64 = 4096;
+const STDERR_BYTES: usize = 4096;
 const STDERR_LINES: usize = 10;
 /// Blobs of one output.
 const MAX_BLOBS: usize = 1_000_000;
@@ -229,7 +229,12 @@ impl<'a> Run<'a> {
                     if nodes.tally.usable() > 0 && self.summary.phases.nodes.is_none() {
                         self.summary.nodes_are_there();
                     }
-                    nodes.check()?;
+                    if let Err(failure) = nodes.check() {
+                        if let Some((node, _)) = nodes.tally.broken().first() {
+                            self.summary.problems.extend(self.start_task_lines(node).await);
+                        }
+                        return Err(failure);
+                    }
                     continue;
                 }
             }
@@ -281,8 +286,8 @@ impl<'a> Run<'a> {
         let request = ReadTaskFileRequest {
             job_id: self.workflow.job.id.clone(),
             task_id: task.to_owned(),
-            path: "stderr.txt".to_owned(),
-            range: Some(kiln_proto::common::v1::ByteRange { start: 0, end: Some(STDERR_BYTES - 1) }),
+            path: kiln_node::STDERR_FILE.to_owned(),
+            range: Some(kiln_proto::common::v1::ByteRange { start: 0, end: Some(STDERR_BYTES as u64 - 1) }),
             follow: false,
         };
         let mut bytes = Vec::new();
@@ -295,6 +300,30 @@ impl<'a> Run<'a> {
             }
         }
         String::from_utf8_lossy(&bytes).lines().take(STDERR_LINES).map(str::to_owned).collect()
+    }
+
+    /// What the start task of a node wrote to stderr, if it can be had.
+    async fn start_task_lines(&self, node: &str) -> Vec<String> {
+        let request = ReadNodeFileRequest {
+            pool_id: self.workflow.pool.id.clone(),
+            node_id: node.to_owned(),
+            path: format!("{}/{}", kiln_node::STARTUP_DIR, kiln_node::STDERR_FILE),
+            range: None,
+            follow: false,
+        };
+        let mut bytes = Vec::new();
+        if let Ok(response) = self.client.pools().read_node_file(request).await {
+            let mut stream = response.into_inner();
+            while let Ok(Some(message)) = stream.message().await
+                && bytes.len() < STDERR_BYTES
+            {
+                if let Some(read_node_file_response::Part::Data(data)) = message.part {
+                    bytes.extend_from_slice(&data);
+                }
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().take(STDERR_LINES).map(|line| format!("start task of {node}: {line}")).collect()
     }
 
     async fn fetch(&mut self) -> Outcome {

@@ -463,7 +463,7 @@ tasks:
     command: cat ${file}
     resources: [scripts]
 ";
-        let text = problems(text).replace(|c: char| c == '\\', "/");
+        let text = problems(text);
         let text: Vec<&str> = text.lines().collect();
         assert!(text[0].starts_with("w.yaml:3:32: inputs.texts.files[1]: no file matches "), "{text:#?}");
         assert!(

@@ -25,6 +25,8 @@ pub mod yaml;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use crate::commands::parse_pair;
 use crate::connect::ConnectArgs;
 use crate::failure::{Failure, Outcome};
@@ -66,7 +68,7 @@ pub async fn command(connect: ConnectArgs, format: Format, args: RunArgs) -> Out
     let begin = Instant::now();
     let workflow = read(&args.file, &args.set)?;
     if args.check {
-        print!("{}", summary::plan(&workflow));
+        crate::output::text_block(format_args!("{}", summary::plan(&workflow)));
         return Ok(());
     }
     let interrupt = Interrupt::listen()?;
@@ -79,9 +81,11 @@ pub async fn command(connect: ConnectArgs, format: Format, args: RunArgs) -> Out
     if session.is_embedded() {
         summary.phases.server = Some(begin.elapsed());
     }
+    // Made after the server was started, whose own work is not part of the run.
+    let span = tracing::info_span!("kiln run", job.id = workflow.job.id);
     let mut run = Run::new(session.client.clone(), &workflow, &progress, &mut summary);
     let result = tokio::select! {
-        result = Box::pin(run.carry_out()) => result,
+        result = Box::pin(run.carry_out().instrument(span)) => result,
         () = interrupt.requested() => Err(Failure::Interrupted),
         () = over(&workflow, begin) => Err(Failure::Other(anyhow::anyhow!("the run is not done within its timeout"))),
     };

@@ -172,8 +172,8 @@ impl Summary {
     /// Shows it. `failure` is what ended the run early; it is reported by the caller.
     pub fn print(&self, format: Format, failure: Option<&Failure>) {
         match format {
-            Format::Json => println!("{}", json::pretty(&self.json(failure))),
-            Format::Table => print!("{}", self.text(failure.is_some())),
+            Format::Json => crate::output::line(format_args!("{}", json::pretty(&self.json(failure)))),
+            Format::Table => crate::output::text_block(format_args!("{}", self.text(failure.is_some()))),
         }
     }
 
@@ -293,9 +293,9 @@ pub fn tell_kept(format: Format, workflow: &Workflow, data: Option<&Path>, embed
         return;
     }
     match data {
-        Some(data) => println!("kept in {}; look with: kiln up --data {0} ...", data.display()),
+        Some(data) => crate::output::line(format_args!("kept in {}; look with: kiln up --data {0}", data.display())),
         None if embedded => {}
-        None => println!("kept: job {}, pool {}", workflow.job.id, workflow.pool.id),
+        None => crate::output::line(format_args!("kept: job {}, pool {}", workflow.job.id, workflow.pool.id)),
     }
 }
 

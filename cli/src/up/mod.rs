@@ -10,6 +10,7 @@ pub mod dir;
 pub mod running;
 pub mod services;
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -215,12 +216,20 @@ pub async fn command(data: &Path, addresses: &Addresses) -> Outcome {
         server = Server::start(data, addresses, Wanted::from_env()) => server?,
         () = interrupt.requested() => return Err(Failure::Interrupted),
     };
-    println!("kiln is ready ({} ms)", begin.elapsed().as_millis());
-    println!("  endpoint  {}   gRPC and Azure Batch REST", server.target.endpoint);
-    println!("  blobs     {}/{}", server.blob_endpoint, server.target.account);
-    println!("  account   {}", server.target.account);
-    println!("  data      {}", server.data.path().display());
-    println!("  shell     eval \"$(kiln env{})\"", data_flag(data));
+    let welcome = format!(
+        "kiln is ready ({} ms)\n  endpoint  {}   gRPC and Azure Batch REST\n  blobs     {}/{}\n  account   {}\n  \
+         data      {}\n  shell     eval \"$(kiln env{})\"\n",
+        begin.elapsed().as_millis(),
+        server.target.endpoint,
+        server.blob_endpoint,
+        server.target.account,
+        server.target.account,
+        server.data.path().display(),
+        data_flag(data),
+    );
+    // A server whose output nobody reads is still a server.
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(welcome.as_bytes()).and_then(|()| stdout.flush());
     let failure = tokio::select! {
         failure = server.failed() => Some(failure),
         () = interrupt.requested() => None,
