@@ -22,6 +22,9 @@ use super::query::Query;
 /// Version of the tokens this service makes.
 pub const NEW_SAS_VERSION: &str = "2021-12-02";
 
+/// Tokens of services have signed the headers of answers since this version.
+const OVERRIDES_SINCE: &str = "2013-08-15";
+
 /// What stays as it is in the value of a query parameter.
 const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -163,7 +166,7 @@ impl Sas {
         if sv >= "2020-12-06" {
             fields.push(&self.ses);
         }
-        if sv >= "2013-08-15" {
+        if sv >= OVERRIDES_SINCE {
             let o = &self.overrides;
             fields.extend([
                 o.cache_control.as_str(),
@@ -252,7 +255,11 @@ impl Sas {
         } else {
             SasScope::Blob
         };
-        Ok(SasGrant { permissions, scope, overrides: self.overrides })
+        // What is not signed is not what the signer wanted: whoever passes such a
+        // URL on could make a file a page that runs.
+        let signed = !matches!(scope, SasScope::Account { .. }) && self.sv.as_str() >= OVERRIDES_SINCE;
+        let overrides = if signed { self.overrides } else { Overrides::default() };
+        Ok(SasGrant { permissions, scope, overrides })
     }
 }
 
@@ -404,6 +411,16 @@ mod tests {
         }
         assert_eq!(grant(Sas { se: String::new(), ..base.clone() }, None, 15), Err("AuthenticationFailed"));
         assert_eq!(grant(Sas { se: "soon".into(), ..base }, None, 15), Err("AuthenticationFailed"));
+    }
+
+    #[test]
+    fn only_signed_headers_are_put_on_answers() {
+        let overrides = Overrides { content_type: "text/html".into(), ..Overrides::default() };
+        let account = || Sas { ss: "b".into(), srt: "o".into(), sr: String::new(), ..service("2021-12-02") };
+        for (sas, kept) in [(service("2021-12-02"), true), (service("2012-02-12"), false), (account(), false)] {
+            let granted = grant(Sas { overrides: overrides.clone(), ..sas }, None, 1).unwrap();
+            assert_eq!(granted.overrides == overrides, kept);
+        }
     }
 
     #[test]
