@@ -66,19 +66,54 @@ impl Kind {
     }
 }
 
+// A status travels in headers, and HTTP/2 ends the connection, with all calls of
+// everybody on it, when they are larger than 16 KiB. Errors repeat what clients
+// sent; so what is repeated is bounded. In the headers, the message takes up to
+// three times its size, and once more with the details in Base64.
+
+/// Bytes of a reason; nodes send some.
+const MAX_REASON: usize = 128;
+/// Bytes of a message.
+const MAX_MESSAGE: usize = 1536;
+/// Bytes of one value of the details.
+const MAX_VALUE: usize = 768;
+/// Bytes of all details; those that do not fit are left out.
+const MAX_DETAILS: usize = 3072;
+/// Ends a text that was cut.
+const MORE: &str = "...";
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = error.kind.grpc_code();
-        let mut metadata: HashMap<String, String> = error.details.into_iter().collect();
+        let mut room = MAX_DETAILS;
+        let mut metadata = HashMap::new();
+        for (name, value) in error.details {
+            let value = shortened(value, MAX_VALUE);
+            match room.checked_sub(name.len() + value.len()) {
+                Some(left) => room = left,
+                None => continue,
+            }
+            metadata.insert(name, value);
+        }
         if let Some(marker) = error.kind.marker() {
             metadata.insert(KIND_KEY.to_owned(), marker.to_owned());
         }
-        let mut details = ErrorDetails::with_error_info(error.reason, DOMAIN, metadata);
+        let mut details =
+            ErrorDetails::with_error_info(shortened(error.reason.into_owned(), MAX_REASON), DOMAIN, metadata);
         if let Some(after) = error.retry_after {
             details.set_retry_info(Some(after));
         }
-        Self::with_error_details(code, error.message, details)
+        Self::with_error_details(code, shortened(error.message, MAX_MESSAGE), details)
     }
+}
+
+/// The text, or as much of it as fits into `max` bytes.
+fn shortened(mut text: String, max: usize) -> String {
+    if text.len() > max {
+        text.truncate(text.floor_char_boundary(max - MORE.len()));
+        text.push_str(MORE);
+    }
+    text
 }
 
 impl From<Status> for Error {
@@ -166,6 +201,30 @@ mod tests {
             assert_eq!(back.details(), [("PropertyName".to_owned(), "x".to_owned())]);
             assert_eq!(back.retry_after(), Some(Duration::from_secs(2)));
         }
+    }
+
+    #[test]
+    fn what_a_client_sent_cannot_make_the_headers_too_large() {
+        for text in ["x".repeat(100_000), "\u{1F600}%\n".repeat(20_000)] {
+            let mut error = Error::invalid_property(&text, &text, &text);
+            for number in 0..100 {
+                error = error.with_detail(format!("{number}{text}"), "x").with_detail(format!("Value{number}"), &text);
+            }
+            let status = Status::from(error);
+            let size: usize = status
+                .clone()
+                .into_http::<()>()
+                .headers()
+                .iter()
+                .map(|(name, value)| name.as_str().len() + value.len() + 32)
+                .sum();
+            assert!(size < 14 * 1024, "{size}");
+            let back = Error::from(status);
+            assert_eq!((back.kind(), back.reason()), (Kind::InvalidArgument, "InvalidPropertyValue"));
+            assert!(back.message().ends_with("...") && !back.details().is_empty());
+        }
+        assert_eq!(shortened("äää".into(), 6), "äää");
+        assert_eq!(shortened("ääää".into(), 6), "ä...");
     }
 
     #[test]
