@@ -7,10 +7,12 @@
 //!   [`caller::Caller`] for the account or the node.
 //! - [`channel`]: outgoing channels with keep-alive, service tokens, the
 //!   account on whose behalf a call is made, and the trace context.
+//! - [`condition`]: conditions on the version of a record.
 //! - [`page`]: page sizes and opaque page tokens.
 
 pub mod caller;
 pub mod channel;
+pub mod condition;
 pub mod page;
 pub mod server;
 

@@ -180,14 +180,15 @@ impl BusSetting {
 }
 
 impl fmt::Debug for BusSetting {
-    /// Without what stands before the host.
+    /// Without user and password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Memory => f.write_str("Memory"),
-            Self::Rabbit(url) => match url.rsplit_once('@') {
-                Some((_, rest)) => write!(f, "Rabbit(amqp://(redacted)@{rest})"),
-                None => write!(f, "Rabbit({url})"),
-            },
+            Self::Rabbit(url) => {
+                let (scheme, rest) = url.split_once("://").unwrap_or_default();
+                let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+                write!(f, "Rabbit({scheme}://{place})")
+            }
         }
     }
 }

@@ -8,7 +8,6 @@ mod convert;
 mod files;
 mod nodes;
 mod pools;
-mod precondition;
 mod validate;
 
 use std::sync::Arc;

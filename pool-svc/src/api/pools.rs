@@ -1,14 +1,17 @@
 //! Calls about pools.
 
 use kiln_error::Error;
+use kiln_etag::Version;
 use kiln_filter::Filter;
+use kiln_grpc::condition::conditions;
 use kiln_grpc::{Caller, page};
+use kiln_proto::common::v1::Precondition;
 use kiln_proto::pool::v1 as wire;
 use kiln_time::Timestamp;
 use prost::Message;
 use tonic::Request;
 
-use crate::api::{convert, precondition, validate};
+use crate::api::{convert, validate};
 use crate::core::{Core, apply_node, repeated};
 use crate::domain::event::PoolFact;
 use crate::domain::node::NodeEvent;
@@ -22,6 +25,12 @@ const MAX_SCANNED: usize = 10_000;
 const READ: u32 = 500;
 /// Nodes of one removal.
 const MAX_REMOVED: usize = 100;
+
+fn check(given: Option<&Precondition>, pool: &Pool) -> Result<(), Error> {
+    let etag = pool.etag_text();
+    conditions(given).check(Version { etag: &etag, last_modified: pool.modified })?;
+    Ok(())
+}
 
 pub async fn create(core: &Core, request: Request<wire::CreatePoolRequest>) -> Result<wire::CreatePoolResponse, Error> {
     const METHOD: &str = "CreatePool";
@@ -76,7 +85,7 @@ pub async fn get(core: &Core, request: Request<wire::GetPoolRequest>) -> Result<
     let caller = Caller::of(&request)?;
     let message = request.get_ref();
     let pool = core.pool(&convert::pool_name(caller.service_account()?, "id", &message.id)?).await?;
-    precondition::check(message.precondition.as_ref(), &pool)?;
+    check(message.precondition.as_ref(), &pool)?;
     Ok(wire::GetPoolResponse { pool: Some(convert::pool(&pool)?) })
 }
 
@@ -128,7 +137,7 @@ pub async fn update(core: &Core, request: Request<wire::UpdatePoolRequest>) -> R
         validate::metadata(&list.items)?;
     }
     core.mutate(&name, "UpdatePool", &message.request_id, &[], |mut pool, _, change, now| {
-        precondition::check(message.precondition.as_ref(), &pool)?;
+        check(message.precondition.as_ref(), &pool)?;
         let mut spec = convert::settings(&pool)?;
         if message.start_task.is_some() || message.clear_start_task {
             spec.start_task.clone_from(&message.start_task);
@@ -161,7 +170,7 @@ pub async fn resize(core: &Core, request: Request<wire::ResizePoolRequest>) -> R
     let timeout = validate::resize_timeout(message.resize_timeout.as_ref())?;
     let option = validate::option("deallocation_option", message.deallocation_option)?;
     core.mutate(&name, "ResizePool", &message.request_id, &[], |mut pool, _, change, now| {
-        precondition::check(message.precondition.as_ref(), &pool)?;
+        check(message.precondition.as_ref(), &pool)?;
         let target = Counts {
             dedicated: dedicated.unwrap_or(pool.target.dedicated),
             low_priority: low_priority.unwrap_or(pool.target.low_priority),
@@ -184,7 +193,7 @@ pub async fn stop_resize(
     let message = request.get_ref();
     let name = convert::pool_name(caller.service_account()?, "id", &message.id)?;
     core.mutate(&name, "StopResize", &message.request_id, &[], |mut pool, _, change, now| {
-        precondition::check(message.precondition.as_ref(), &pool)?;
+        check(message.precondition.as_ref(), &pool)?;
         pool.stop_resize(now)?;
         change.events.push(Event::pool(&pool, PoolFact::Updated, "resize stopped", now));
         let answer = wire::StopResizeResponse { pool: Some(convert::pool(&pool)?) };
@@ -199,7 +208,7 @@ pub async fn delete(core: &Core, request: Request<wire::DeletePoolRequest>) -> R
     let message = request.get_ref();
     let name = convert::pool_name(caller.service_account()?, "id", &message.id)?;
     core.mutate(&name, "DeletePool", &message.request_id, &[], |mut pool, _, change, now| {
-        precondition::check(message.precondition.as_ref(), &pool)?;
+        check(message.precondition.as_ref(), &pool)?;
         pool.delete(now)?;
         change.events.push(Event::pool(&pool, PoolFact::Deleting, "", now));
         change.pool_write = Some(PoolWrite::Update(pool));
@@ -232,7 +241,7 @@ pub async fn remove_nodes(
     let timeout = validate::resize_timeout(message.resize_timeout.as_ref())?;
     let option = validate::option("deallocation_option", message.deallocation_option)?;
     core.mutate(&name, "RemoveNodes", &message.request_id, &ids, |mut pool, nodes, change, now| {
-        precondition::check(message.precondition.as_ref(), &pool)?;
+        check(message.precondition.as_ref(), &pool)?;
         let mut target = pool.target;
         for node in nodes.iter().filter(|node| !node.state.is_leaving()) {
             let of_kind = target.of_mut(node.dedicated);

@@ -26,8 +26,6 @@ use crate::domain::{DeallocationOption, Refused};
 pub const DEFAULT_RESIZE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Longest node id.
 const MAX_NODE_ID: usize = kiln_ids::MAX_ID_LEN;
-/// Microseconds between 0001-01-01, where ETags begin to count, and 1970-01-01.
-const ETAG_EPOCH_MICROS: i64 = 62_135_596_800_000_000;
 
 /// Whether the pool is there to stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +198,7 @@ impl Pool {
             next_node: 1,
             created: now,
             modified: now,
-            etag: next_etag(0, now),
+            etag: kiln_etag::next(0, now),
             settings: new.settings,
             revision: 0,
         }
@@ -208,7 +206,7 @@ impl Pool {
 
     /// The ETag as clients see it, without quotes.
     pub fn etag_text(&self) -> String {
-        format!("0x{:X}", self.etag)
+        kiln_etag::text(self.etag)
     }
 
     /// A client replaces settings.
@@ -311,14 +309,8 @@ impl Pool {
 
     fn touch(&mut self, now: Timestamp) {
         self.modified = now;
-        self.etag = next_etag(self.etag, now);
+        self.etag = kiln_etag::next(self.etag, now);
     }
-}
-
-/// Ticks of 100 ns since year 1, as Azure counts; always more than before.
-fn next_etag(previous: u64, now: Timestamp) -> u64 {
-    let ticks = now.as_micros().saturating_add(ETAG_EPOCH_MICROS).saturating_mul(10);
-    u64::try_from(ticks).unwrap_or(0).max(previous.saturating_add(1))
 }
 
 #[cfg(test)]

@@ -1,12 +1,10 @@
 //! Messages from and to values of the domain.
 
 use kiln_error::Error;
-use kiln_proto::common::v1::Precondition;
 use kiln_proto::storage::v1 as proto;
 use kiln_proto::time;
 use kiln_time::Timestamp;
 
-use crate::domain::condition::{Conditions, EtagSet};
 use crate::domain::model::{Blob, Container, PublicAccess};
 
 pub fn container(container: Container) -> proto::Container {
@@ -48,17 +46,6 @@ pub fn blob(blob: Blob) -> proto::Blob {
         cache_control: blob.properties.cache_control,
         content_md5: blob.properties.content_md5.map(Vec::from).unwrap_or_default(),
         metadata: blob.metadata.into_iter().collect(),
-    }
-}
-
-pub fn conditions(precondition: Option<Precondition>) -> Conditions {
-    let Some(given) = precondition else { return Conditions::default() };
-    let etags = |text: String| (!text.is_empty()).then(|| EtagSet::parse(&text));
-    Conditions {
-        if_match: etags(given.if_match),
-        if_none_match: etags(given.if_none_match),
-        if_modified_since: given.if_modified_since.as_ref().map(instant),
-        if_unmodified_since: given.if_unmodified_since.as_ref().map(instant),
     }
 }
 

@@ -4,6 +4,8 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use kiln_error::Error;
+use kiln_etag::Conditions;
+use kiln_grpc::condition::conditions;
 use kiln_grpc::{Caller, page};
 use kiln_proto::storage::v1 as proto;
 use kiln_proto::storage::v1::storage_service_server::StorageService;
@@ -15,7 +17,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::admin::no_account;
 use super::convert;
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
 use crate::domain::model::{BlobProperties, Container, DEFAULT_CONTENT_TYPE, MAX_PAGE};
 use crate::domain::names;
 use crate::domain::range::WantedRange;
@@ -158,7 +159,7 @@ impl StorageService for StorageApi {
         let account = account_of(&request)?;
         let given = request.into_inner();
         let stamp = self.storage.stamp(&account, &given.request_id);
-        let conditions = convert::conditions(given.precondition);
+        let conditions = conditions(given.precondition.as_ref());
         let catalogue = self.storage.catalogue();
         catalogue.delete_blob(stamp, &given.container, &given.name, conditions).await.map_err(refused)?;
         Ok(Response::new(proto::DeleteBlobResponse {}))
@@ -222,7 +223,7 @@ impl StorageService for StorageApi {
         if range.is_some_and(|range| range.end.is_some_and(|end| end < range.start)) {
             return Err(Error::invalid_property("range", "", "its end is before its start").into());
         }
-        let conditions = convert::conditions(given.precondition);
+        let conditions = conditions(given.precondition.as_ref());
         let download =
             self.storage.open(&account, &given.container, &given.name, &conditions, range).await.map_err(refused)?;
         let head = download_response::Part::Blob(convert::blob(download.blob.clone()));

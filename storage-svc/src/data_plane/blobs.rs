@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::BytesMut;
 use futures::TryStreamExt;
+use kiln_etag::Conditions;
 
 use super::call::{host_label, place};
 use super::input::Input;
@@ -12,7 +13,7 @@ use super::reply::Reply;
 use super::{Answer, Job, headers};
 use crate::domain::StorageError;
 use crate::domain::access::{Allowed, Grant};
-use crate::domain::condition::Conditions;
+use crate::domain::condition;
 use crate::domain::model::{Blob, INLINE_LIMIT, MAX_PUT_BLOB};
 use crate::domain::sas::Overrides;
 use crate::objects::Hasher;
@@ -167,7 +168,7 @@ impl Job<'_> {
             Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => Err(StorageError::ConditionNotMet),
             Err(error) => Err(error),
             Ok(blob) => {
-                conditions.check_read(blob.version())?;
+                condition::check_read(&conditions, blob.version())?;
                 Ok(blob)
             }
         }

@@ -8,6 +8,7 @@ use super::reply::Reply;
 use super::{Answer, Job, headers, xml};
 use crate::domain::StorageError;
 use crate::domain::access::Allowed;
+use crate::domain::condition;
 use crate::objects::Hasher;
 use crate::service::PutBlock;
 use crate::store::BlockList;
@@ -88,7 +89,7 @@ impl Job<'_> {
         match blocks.blob {
             None => Ok(reply.header("x-ms-blob-content-length", "0")),
             Some(blob) => {
-                conditions.check_read(blob.version())?;
+                condition::check_read(&conditions, blob.version())?;
                 Ok(reply
                     .version(&blob.etag, blob.last_modified)
                     .header("x-ms-blob-content-length", blob.length.to_string()))

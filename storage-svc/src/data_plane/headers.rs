@@ -2,11 +2,12 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use kiln_etag::{Conditions, EtagSet};
 use kiln_time::Timestamp;
 
 use super::call::Call;
 use crate::domain::StorageError;
-use crate::domain::condition::{Conditions, EtagSet};
+use crate::domain::condition;
 use crate::domain::model::{BlobProperties, DEFAULT_CONTENT_TYPE, PublicAccess};
 use crate::domain::names::{self, Metadata};
 use crate::domain::range::WantedRange;
@@ -22,7 +23,7 @@ pub fn read_conditions(call: &Call) -> Result<Conditions, StorageError> {
 /// Conditions of a write.
 pub fn write_conditions(call: &Call) -> Result<Conditions, StorageError> {
     let conditions = read_conditions(call)?;
-    conditions.check_write_combination()?;
+    condition::check_write_combination(&conditions)?;
     Ok(conditions)
 }
 

@@ -2,10 +2,10 @@
 //! two blobs share nothing.
 
 use futures::{StreamExt, TryStreamExt};
+use kiln_etag::Conditions;
 
 use super::{Storage, io_error};
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
 use crate::domain::model::{Blob, Content, CopySource, Extent, INLINE_LIMIT};
 use crate::domain::names::{self, Metadata};
 use crate::store::{Guard, NewBlob};

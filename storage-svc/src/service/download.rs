@@ -5,10 +5,11 @@ use std::io;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
+use kiln_etag::Conditions;
 
 use super::Storage;
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
+use crate::domain::condition;
 use crate::domain::model::{Blob, Content, ObjectKey};
 use crate::domain::range::{Span, WantedRange};
 
@@ -46,7 +47,7 @@ impl Storage {
             }
             found => found?,
         };
-        conditions.check_read(blob.version())?;
+        condition::check_read(conditions, blob.version())?;
         let span = match range {
             Some(range) => range.within(blob.length)?,
             None => Span { start: 0, length: blob.length },

@@ -7,6 +7,7 @@ use futures::{Stream, TryStreamExt};
 
 use super::{Storage, io_error};
 use crate::domain::StorageError;
+use crate::domain::condition;
 use crate::domain::model::{Blob, BlobProperties, Content, Extent, INLINE_LIMIT, MAX_BLOCK, MAX_PUT_BLOB};
 use crate::domain::names::{self, Metadata};
 use crate::objects::{Checksums, Hasher, ObjectWriter, Written};
@@ -180,7 +181,7 @@ impl Storage {
             Err(StorageError::BlobNotFound) => None,
             Err(error) => return Err(error),
         };
-        guard.conditions.check_create(found.as_ref().map(Blob::version))?;
+        condition::check_create(&guard.conditions, found.as_ref().map(Blob::version))?;
         match found {
             Some(_) if guard.only_new => Err(StorageError::AuthorizationPermissionMismatch),
             _ => Ok(()),

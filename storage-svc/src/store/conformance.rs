@@ -7,10 +7,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kiln_auth::SecretKey;
+use kiln_etag::EtagSet;
 use kiln_time::Timestamp;
 
 use super::*;
-use crate::domain::condition::EtagSet;
 use crate::domain::model::{BLOCK_LIFE, Extent};
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);

@@ -19,10 +19,10 @@ use std::collections::HashSet;
 use std::fmt;
 
 use async_trait::async_trait;
+use kiln_etag::Conditions;
 use kiln_time::Timestamp;
 
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
 use crate::domain::model::{
     Account, Blob, BlobProperties, BlockInfo, BlockSource, Container, Content, CopySource, ObjectKey, PublicAccess,
     StoredPolicy,

@@ -1,10 +1,11 @@
 //! Blobs: write, change, delete.
 
+use kiln_etag::Conditions;
 use rusqlite::{Connection, params};
 
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
+use crate::domain::condition;
 use crate::domain::model::{Blob, Content};
 use crate::store::{BlobChange, Guard, NewBlob, Once, Stamp};
 
@@ -48,7 +49,7 @@ pub fn put(c: &Connection, stamp: &Stamp, new: NewBlob, guard: &Guard) -> Outcom
 
 /// Whether a blob may be made or replaced.
 pub fn check_guard(guard: &Guard, current: Option<&Blob>) -> Outcome<()> {
-    guard.conditions.check_create(current.map(Blob::version))?;
+    condition::check_create(&guard.conditions, current.map(Blob::version))?;
     if guard.only_new && current.is_some() {
         return Err(StorageError::AuthorizationPermissionMismatch);
     }
@@ -65,7 +66,7 @@ pub fn change(
 ) -> Outcome<Blob> {
     let (container_id, _) = rows::container(c, &stamp.account, container)?;
     let (id, mut blob) = rows::blob(c, container_id, container, name)?.ok_or(StorageError::BlobNotFound)?;
-    conditions.check_write(Some(blob.version()))?;
+    condition::check_write(conditions, Some(blob.version()))?;
     match change {
         BlobChange::Metadata(metadata) => blob.metadata = metadata,
         BlobChange::Properties(properties) => blob.properties = properties,
@@ -89,10 +90,10 @@ pub fn delete(c: &Connection, stamp: &Stamp, container: &str, name: &str, condit
     rows::once(c, stamp, "DeleteBlob", || {
         let (container_id, _) = rows::container(c, &stamp.account, container)?;
         let Some((id, blob)) = rows::blob(c, container_id, container, name)? else {
-            conditions.check_write(None)?;
+            condition::check_write(conditions, None)?;
             return Err(StorageError::BlobNotFound);
         };
-        conditions.check_write(Some(blob.version()))?;
+        condition::check_write(conditions, Some(blob.version()))?;
         let mut lost = rows::remove_blob(c, id)?;
         lost.extend(rows::remove_staged(c, container_id, name)?.into_iter().map(|extent| extent.object));
         rows::discard(c, &lost, stamp.now)?;

@@ -1,11 +1,12 @@
 //! Accounts and containers.
 
 use kiln_auth::SecretKey;
+use kiln_etag::Conditions;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
+use crate::domain::condition;
 use crate::domain::model::{Account, Container};
 use crate::store::{ContainerChange, Once, Stamp};
 
@@ -86,7 +87,7 @@ pub fn change(
     change: ContainerChange,
 ) -> Outcome<Container> {
     let (id, mut container) = rows::container(c, &stamp.account, name)?;
-    conditions.check_write(Some(container.version()))?;
+    condition::check_write(conditions, Some(container.version()))?;
     match change {
         ContainerChange::Metadata(metadata) => container.metadata = metadata,
         ContainerChange::Acl { public_access, policies } => {
@@ -116,7 +117,7 @@ pub fn change(
 pub fn delete(c: &Connection, stamp: &Stamp, name: &str, conditions: &Conditions) -> Outcome<()> {
     rows::once(c, stamp, "DeleteContainer", || {
         let (id, container) = rows::container(c, &stamp.account, name)?;
-        conditions.check_write(Some(container.version()))?;
+        condition::check_write(conditions, Some(container.version()))?;
         c.prepare_cached("DELETE FROM containers WHERE id = ?1").sql()?.execute([id]).sql()?;
         c.prepare_cached("INSERT INTO doomed (container, account, name) VALUES (?1, ?2, ?3)")
             .sql()?

@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use async_trait::async_trait;
+use kiln_etag::Conditions;
 use kiln_store::{Database, Durability, Migration, StoreError};
 use kiln_time::Timestamp;
 
@@ -23,7 +24,6 @@ use super::{
     Page, Stamp,
 };
 use crate::domain::StorageError;
-use crate::domain::condition::Conditions;
 use crate::domain::model::{Account, Blob, Container, Content, ObjectKey};
 
 const SCHEMA: &str = include_str!("../schema.sql");
