@@ -105,7 +105,7 @@ impl Input {
         for name in names.iter().filter(|name| !name.ends_with('/')) {
             let below = target(name)?;
             let url = listing::blob_url(&container, name)
-                .ok_or_else(|| Failure::user("BlobDownloadMiscError", format!("{container} is not a container URL")))?;
+                .ok_or_else(|| Failure::user("BlobDownloadMiscError", "a URL cannot be that of a container"))?;
             downloads.push(Download { url, access, target: directory.join(below), mode });
         }
         Ok(downloads)

@@ -4,10 +4,13 @@ use quick_xml::events::Event;
 use quick_xml::reader::Reader;
 use url::Url;
 
-use super::transfer::{Access, Http, TransferError, TryError, check, request_error};
+use super::transfer::{Access, Http, TransferError, TryError, check, request_error, text};
 
 /// Names asked for at once.
 const PAGE: usize = 5000;
+/// Bytes of one page: names of 1024 characters with all their properties, and
+/// 8 KiB of metadata, would be fewer.
+const MAX_PAGE_BYTES: usize = 64 * 1024 * 1024;
 /// A task with more input files than this has a mistake in it.
 const MAX_BLOBS: usize = 100_000;
 /// Pages without names are possible, endless ones are not.
@@ -37,7 +40,7 @@ pub async fn list(http: &Http, container: &Url, access: Access, prefix: &str) ->
             .with_retries(|| async {
                 let request = http.prepare(http.client(&url).get(url.clone()), access);
                 let response = check(request.send().await.map_err(request_error)?).await?;
-                let text = response.text().await.map_err(request_error)?;
+                let text = text(response, MAX_PAGE_BYTES).await?;
                 read_page(&text).map_err(|error| TryError::Final(TransferError::Other(error)))
             })
             .await?;

@@ -13,6 +13,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How much of an error's body is put into messages.
 const MAX_ERROR_TEXT: usize = 300;
+/// How much of an error's body is read for that.
+const MAX_ERROR_BODY: usize = 64 * 1024;
 
 /// Makes requests to blob services and other HTTP servers.
 #[derive(Debug, Clone)]
@@ -176,7 +178,10 @@ pub async fn check(response: Response) -> Result<Response, TryError> {
         return Ok(response);
     }
     let code = response.headers().get("x-ms-error-code").and_then(|code| code.to_str().ok()).map(str::to_owned);
-    let body = if code.is_some() { String::new() } else { response.text().await.unwrap_or_default() };
+    let body = match code {
+        Some(_) => String::new(),
+        None => String::from_utf8_lossy(&beginning(response).await).into_owned(),
+    };
     let mut text = format!("HTTP status {}", status.as_u16());
     if let Some(code) = code {
         text.push_str(&format!(", {code}"));
@@ -193,6 +198,32 @@ pub async fn check(response: Response) -> Result<Response, TryError> {
         status if status.is_server_error() => TryError::Again(TransferError::Other(text)),
         _ => TryError::Final(TransferError::Other(text)),
     })
+}
+
+/// The first bytes of a body: whoever answers may never stop.
+async fn beginning(mut response: Response) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while bytes.len() < MAX_ERROR_BODY
+        && let Ok(Some(piece)) = response.chunk().await
+    {
+        bytes.extend_from_slice(&piece);
+    }
+    bytes
+}
+
+/// A whole text that is not larger than `limit`.
+///
+/// # Errors
+/// It is larger, no UTF-8, or breaks off.
+pub async fn text(mut response: Response, limit: usize) -> Result<String, TryError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(request_error)? {
+        if bytes.len() + piece.len() > limit {
+            return Err(TryError::Final(TransferError::Other(format!("the answer is larger than {limit} bytes"))));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    String::from_utf8(bytes).map_err(|_| TryError::Final(TransferError::Other("the answer is not UTF-8".to_owned())))
 }
 
 /// A file of ours cannot be written or read.
@@ -213,4 +244,42 @@ pub fn without_query(url: &Url) -> Url {
     let _ = shown.set_username("");
     let _ = shown.set_password(None);
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::body::{Body, Bytes};
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// Answers that never end must not fill the memory of the agent.
+    #[tokio::test]
+    async fn answers_without_an_end_are_not_read_to_the_end() {
+        let endless = || {
+            let piece = Bytes::from(vec![b'x'; 16 * 1024]);
+            Body::from_stream(futures::stream::repeat_with(move || Ok::<_, std::io::Error>(piece.clone())))
+        };
+        let router = Router::new()
+            .route("/error", get(move || async move { (StatusCode::BAD_REQUEST, endless()).into_response() }))
+            .route("/list", get(move || async move { endless() }));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let _end = shutdown.clone().drop_guard();
+        kiln_telemetry::spawn(async move { kiln_grpc::serve_http("test", listener, router, shutdown).await });
+        let http = Http::new(Duration::from_secs(60), 1, Arc::default()).unwrap();
+        let fetch = |path: &str| {
+            let url = Url::parse(&format!("http://{address}/{path}")).unwrap();
+            http.client(&url).get(url.clone()).send()
+        };
+        let refused = check(fetch("error").await.unwrap()).await.unwrap_err();
+        let TryError::Final(TransferError::Other(message)) = refused else { panic!("{refused:?}") };
+        assert!(message.len() < 2 * MAX_ERROR_TEXT, "{}", message.len());
+        let refused = text(fetch("list").await.unwrap(), 100_000).await.unwrap_err();
+        assert!(matches!(refused, TryError::Final(TransferError::Other(_))), "{refused:?}");
+    }
 }
