@@ -1,5 +1,7 @@
 //! One listener per service, for everything it serves.
 
+mod patience;
+
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,7 @@ use tonic::service::Routes;
 use tracing::Instrument;
 
 use crate::caller::CallerLayer;
+use patience::Patient;
 
 /// How long open requests may take after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -213,7 +216,8 @@ pub async fn serve_http(
             tracing::debug!(service = name, %peer, %error, "TCP_NODELAY could not be set");
         }
         let service = TowerToHyperService::new(router.clone().layer(axum::Extension(axum::extract::ConnectInfo(peer))));
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection =
+            builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service).into_owned();
         let connection = graceful.watch(connection);
         kiln_telemetry::spawn(async move {
             if let Err(error) = connection.await {
