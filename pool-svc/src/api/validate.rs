@@ -195,12 +195,13 @@ fn resource_file(file: &common::ResourceFile) -> Result<usize, Error> {
     const FIELD: &str = "start_task.resource_files";
     let invalid = |value: &str, why: &str| Err(Error::invalid_property(FIELD, value, why));
     let source = match &file.source {
-        Some(Source::HttpUrl(url)) if file.file_path.is_empty() => {
-            return invalid(url, "file_path is required with http_url");
+        // URLs may hold a signature: they are not repeated.
+        Some(Source::HttpUrl(_)) if file.file_path.is_empty() => {
+            return invalid("", "file_path is required with http_url");
         }
         Some(Source::HttpUrl(url) | Source::StorageContainerUrl(url)) => {
             if !url.starts_with("http://") && !url.starts_with("https://") {
-                return invalid(url, "must be an http or https URL");
+                return invalid("", "must be an http or https URL");
             }
             url
         }
@@ -299,6 +300,20 @@ mod tests {
         }
         for path in ["..", "/etc/passwd", "a/../../b", "a\\..\\b", "a\0b", &"x".repeat(5000)] {
             assert_eq!(node_path("path", path).unwrap_err().reason(), "InvalidPropertyValue", "{path}");
+        }
+    }
+
+    #[test]
+    fn errors_do_not_repeat_signatures() {
+        use common::resource_file::Source;
+        for (url, path) in [("http://h/a/c/b?sig=SECRET", ""), ("ftp://h/c/b?sig=SECRET", "b")] {
+            let file = common::ResourceFile {
+                source: Some(Source::HttpUrl(url.to_owned())),
+                file_path: path.to_owned(),
+                ..common::ResourceFile::default()
+            };
+            let error = resource_file(&file).unwrap_err();
+            assert!(!format!("{error} {:?}", error.details()).contains("SECRET"), "{error}");
         }
     }
 
