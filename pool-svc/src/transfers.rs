@@ -22,6 +22,8 @@ use crate::sessions::{NotSent, Sessions};
 
 /// Transfers at once, of all nodes.
 const MAX_TRANSFERS: usize = 1024;
+/// Transfers at once of one account: there is room for others.
+const MAX_PER_ACCOUNT: usize = MAX_TRANSFERS / 4;
 /// Transfers at once of one node.
 const MAX_PER_NODE: usize = 64;
 /// Parts between agent and caller.
@@ -78,8 +80,10 @@ impl Transfers {
         let (sender, parts) = mpsc::channel(QUEUE);
         {
             let mut waiting = self.waiting();
+            let of_account = waiting.values().filter(|other| other.node.account == node.account).count();
             let of_node = waiting.values().filter(|other| other.node == *node).count();
-            if waiting.len() >= MAX_TRANSFERS || of_node >= MAX_PER_NODE {
+            let full = waiting.len() >= MAX_TRANSFERS || of_account >= MAX_PER_ACCOUNT || of_node >= MAX_PER_NODE;
+            if full {
                 return Err(busy("too many files are being read; repeat later"));
             }
             waiting.insert(id.clone(), Waiting { node: node.clone(), parts: Some(sender) });
@@ -178,5 +182,36 @@ fn from_agent(error: FileError) -> Error {
         "IOError" => Error::new(Kind::PermissionDenied, reason, message),
         "" => Error::new(Kind::FailedPrecondition, "OperationNotValidOnNode", message),
         _ => Error::new(Kind::FailedPrecondition, reason, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kiln_ids::{AccountName, NodeId, PoolId};
+    use kiln_proto::pool::v1::StatFile;
+    use kiln_time::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn one_account_cannot_take_the_places_of_all() {
+        let sessions = Arc::new(Sessions::default());
+        let transfers = Arc::new(Transfers::new(sessions.clone()));
+        let node = |account: &str, number: usize| NodeName {
+            account: AccountName::parse(account).unwrap(),
+            pool: PoolId::parse("p").unwrap(),
+            node: NodeId::parse(&format!("n{number}")).unwrap(),
+        };
+        let ask = |account: &str, number| {
+            let opened = sessions.open(node(account, number), Timestamp::now());
+            let transfer = transfers.ask(&node(account, number), "x", Operation::Stat(StatFile {}));
+            transfer.map(|transfer| (transfer.unwrap(), opened))
+        };
+        let held: Vec<_> = (0..MAX_PER_ACCOUNT).map(|number| ask("one", number).unwrap()).collect();
+        let refused = ask("one", MAX_PER_ACCOUNT).unwrap_err();
+        assert_eq!(refused.kind(), Kind::ResourceExhausted);
+        ask("two", 0).unwrap();
+        drop(held);
+        ask("one", 0).unwrap();
     }
 }
