@@ -12,8 +12,10 @@
 //! that starts in just that moment has to try again.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -168,6 +170,9 @@ impl LocalProvider {
             .stderr(errors)
             // Its own group: signals of this service's terminal are not for it.
             .process_group(0);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_for_services(name)) {
+            command.env_remove(name);
+        }
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
                 ProviderError::Refused(format!("the agent program {program:?} cannot be started: {error}"))
@@ -336,8 +341,19 @@ fn remove(dir: &Path) -> Result<(), ProviderError> {
     Ok(())
 }
 
+/// What tasks leave on a node is for the owner alone.
 fn make_dir(dir: &Path) -> Result<(), ProviderError> {
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(dir).map_err(failed("making a directory for nodes"))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making a directory for nodes"))
+}
+
+/// Whether a variable of this process is kept from agents. Settings of services
+/// and the account's key are among them, and a task can read the environment of
+/// its agent, whose user it shares.
+fn is_for_services(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    // The last one tells an outer agent which processes a task has started.
+    let for_agents = name.starts_with(b"KILN_AGENT_") || [&b"KILN_LOG"[..], b"KILN_ATTEMPT_ID"].contains(&name);
+    name.starts_with(b"KILN_") && !for_agents
 }
 
 /// Directories below `dir` whose names are ids; others are not ours.
@@ -378,4 +394,44 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(ProviderError::Refused(format!("work of the provider failed: {error}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn agents_do_not_get_keys_and_settings_of_services() {
+        for name in ["KILN_ACCOUNT_KEY", "KILN_ACCOUNT", "KILN_CLUSTER_KEY", "KILN_JOB_BUS_URL", "KILN_AGENTS"] {
+            assert!(is_for_services(OsStr::new(name)), "{name}");
+        }
+        for name in ["PATH", "KILN_LOG", "KILN_AGENT_CACHE_BYTES", "KILN_ATTEMPT_ID", "OTEL_SERVICE_NAME", "KILNS"] {
+            assert!(!is_for_services(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_the_owner_enters_a_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = LocalProvider::new(LocalProviderConfig::new(dir.path().join("nodes"), Vec::new())).unwrap();
+        let node = dir.path().join("nodes/acc/p/p-1");
+        let join = JoinConfig {
+            control_endpoint: "http://h:1".into(),
+            account: "acc".into(),
+            pool_id: "p".into(),
+            node_id: "p-1".into(),
+            join_token: "secret".into(),
+            node_dir: node.clone(),
+        };
+        provider.inner.prepare(&node, &join).unwrap().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for path in [dir.path().join("nodes"), dir.path().join("nodes/acc"), node.clone()] {
+            assert_eq!(mode(&path), 0o700, "{}", path.display());
+        }
+        for file in [JOIN_FILE, LOG_FILE] {
+            assert_eq!(mode(&node.join(file)), 0o600, "{file}");
+        }
+    }
 }
