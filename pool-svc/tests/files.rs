@@ -167,19 +167,32 @@ async fn lists_are_paged_and_files_looked_at_and_removed() {
     let request = agent.file_request().await;
     assert_eq!(request.path, "startup");
     let mut answer = agent.answer(&request.transfer_id);
-    answer.part(Part::List(FileList { files: vec![entry("a", 1), entry("b", 1)], more: true })).await;
+    for name in ["a", "b"] {
+        answer.part(Part::List(FileList { files: vec![entry(name, 1)], more: true })).await;
+    }
     answer.part(Part::Done(FileDone {})).await;
     let page = asked.await.unwrap().unwrap().into_inner();
     assert_eq!(page.files.len(), 2);
     let mut client = service.client();
-    let next = ListNodeFilesRequest { page_token: page.next_page_token, ..list };
+    let next = ListNodeFilesRequest { page_token: page.next_page_token, ..list.clone() };
     let asked = kiln_telemetry::spawn(async move { client.list_node_files(call(next)).await });
     let request = agent.file_request().await;
     assert!(matches!(request.operation, Some(Operation::List(list)) if list.after == "b" && list.limit == 2));
     let mut answer = agent.answer(&request.transfer_id);
     answer.part(Part::List(FileList { files: vec![entry("c", 1)], more: false })).await;
+    answer.part(Part::Done(FileDone {})).await;
     let page = asked.await.unwrap().unwrap().into_inner();
     assert_eq!((page.files[0].name.as_str(), page.next_page_token.as_str()), ("c", ""));
+
+    let mut client = service.client();
+    let nothing = ListNodeFilesRequest { name_prefix: "none".into(), ..list.clone() };
+    let asked = kiln_telemetry::spawn(async move { client.list_node_files(call(nothing)).await });
+    let request = agent.file_request().await;
+    agent.answer(&request.transfer_id).part(Part::Done(FileDone {})).await;
+    assert!(asked.await.unwrap().unwrap().into_inner().files.is_empty());
+    let long = ListNodeFilesRequest { name_prefix: "x".repeat(5000), ..list };
+    let error = Error::from(service.client().list_node_files(call(long)).await.unwrap_err());
+    assert_eq!(error.kind(), Kind::InvalidArgument);
 
     let mut client = service.client();
     let get = GetNodeFileRequest { pool_id: "p".into(), node_id: "p-1".into(), path: "f".into() };

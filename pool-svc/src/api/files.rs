@@ -16,6 +16,9 @@ use crate::core::Core;
 use crate::domain::Refused;
 use crate::transfers::Transfer;
 
+/// Bytes of a name's beginning: as many as a path may have.
+const MAX_PREFIX: usize = 4096;
+
 /// What [`read`] answers with.
 pub type ReadStream = Pin<Box<dyn Stream<Item = Result<wire::ReadNodeFileResponse, Status>> + Send>>;
 
@@ -54,6 +57,10 @@ pub async fn list(
     let message = request.get_ref();
     let path = validate::node_path("directory", &message.directory)?;
     let size = page::size(message.page_size, 1000, 1000)?;
+    if message.name_prefix.len() > MAX_PREFIX {
+        let why = format!("has {} bytes; at most {MAX_PREFIX} are allowed", message.name_prefix.len());
+        return Err(Error::invalid_property("name_prefix", "", why));
+    }
     let operation = Operation::List(wire::ListFiles {
         recursive: message.recursive,
         name_prefix: message.name_prefix.clone(),
@@ -61,13 +68,15 @@ pub async fn list(
         limit: i32::try_from(size).unwrap_or(i32::MAX),
     });
     let mut transfer = ask(core, &caller, &message.pool_id, &message.node_id, &path, operation).await?;
-    // A page is one part.
-    let Some(Part::List(wire::FileList { files, more })) = transfer.next(false).await? else {
-        return Err(unexpected());
-    };
-    transfer.finish();
-    if files.len() > size as usize {
-        return Err(unexpected());
+    // Names may be long and messages may not: a page comes in parts, an empty one in none.
+    let (mut files, mut more) = (Vec::new(), false);
+    while let Some(part) = transfer.next(false).await? {
+        let Part::List(list) = part else { return Err(unexpected()) };
+        files.extend(list.files);
+        more = list.more;
+        if files.len() > size as usize {
+            return Err(unexpected());
+        }
     }
     let next_page_token = match files.last() {
         Some(last) if more => page::token(&last.name),
