@@ -1,31 +1,19 @@
 //! Records to messages.
 
-use kiln_proto::common::v1::{ExecutionResult, NameValue, Precondition as WirePrecondition};
+use kiln_proto::common::v1::{ExecutionResult, NameValue};
 use kiln_proto::job::v1 as wire;
-use kiln_proto::time::{micros, timestamp};
+use kiln_proto::time::timestamp;
 use kiln_time::Timestamp;
 use prost::Message;
 
 use crate::domain::Error;
-use crate::domain::etag::{self, Precondition};
+use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::task::{AttemptRecord, LatestAttempt, Outcome, Run, TaskState};
 use crate::store::{Counts, JobRow, TaskRow, events};
 
 fn at(time: Timestamp) -> Option<prost_types::Timestamp> {
     Some(timestamp(time.as_micros()))
-}
-
-/// Conditions of a request.
-pub fn precondition(given: Option<WirePrecondition>) -> Precondition {
-    let Some(given) = given else { return Precondition::default() };
-    let time = |time: Option<prost_types::Timestamp>| time.map(|time| Timestamp::from_micros(micros(&time)));
-    Precondition {
-        if_match: given.if_match,
-        if_none_match: given.if_none_match,
-        if_modified_since: time(given.if_modified_since),
-        if_unmodified_since: time(given.if_unmodified_since),
-    }
 }
 
 /// A job.

@@ -1,6 +1,7 @@
 //! Jobs.
 
 use kiln_filter::Filter;
+use kiln_grpc::condition::conditions;
 use kiln_grpc::page;
 use kiln_ids::{AccountName, PoolId};
 use kiln_proto::job::v1 as wire;
@@ -8,10 +9,11 @@ use kiln_telemetry::propagation::current_traceparent;
 use kiln_time::Timestamp;
 use prost::Message;
 
-use super::convert::{self, precondition};
+use super::convert;
 use super::lists::{self, CHUNK, JOB_PROPERTIES, SCAN};
 use super::{Answer, Api, job_id};
 use crate::domain::Error;
+use crate::domain::etag;
 use crate::domain::job::{DisableTasks, JobEvent, REASON_USER};
 use crate::domain::spec;
 use crate::scheduler::note::Note;
@@ -67,7 +69,7 @@ impl Api {
         request: wire::GetJobRequest,
     ) -> Answer<wire::GetJobResponse> {
         let row = self.store.job(&account, &job_id(&request.id)?).await?;
-        precondition(request.precondition).check(row.last_modified)?;
+        etag::check(&conditions(request.precondition.as_ref()), row.last_modified)?;
         Ok(wire::GetJobResponse { job: Some(convert::job(&row)) })
     }
 
@@ -113,7 +115,7 @@ impl Api {
             JobChange::Update(update, _) if update.pool.is_some() => Some(self.store.job(account, &job).await?.pool),
             JobChange::Update(..) | JobChange::Event(..) => None,
         };
-        let condition = precondition(condition);
+        let condition = conditions(condition.as_ref());
         let answered = self.store.change_job(account, &job, change, condition, request, Timestamp::now()).await?;
         match answered {
             Answered::New(row) => {

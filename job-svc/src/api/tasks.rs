@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use kiln_filter::Filter;
+use kiln_grpc::condition::conditions;
 use kiln_grpc::page;
 use kiln_ids::AccountName;
 use kiln_proto::job::v1 as wire;
@@ -14,7 +15,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tonic::{Status, Streaming};
 
-use super::convert::{self, precondition};
+use super::convert;
 use super::lists::{self, CHUNK, SCAN, TASK_PROPERTIES};
 use super::{Answer, Api, finished, job_id, task_id};
 use crate::domain::Error;
@@ -234,7 +235,7 @@ impl Api {
         request: wire::GetTaskRequest,
     ) -> Answer<wire::GetTaskResponse> {
         let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-        precondition(request.precondition).check(task.last_modified)?;
+        etag::check(&conditions(request.precondition.as_ref()), task.last_modified)?;
         Ok(wire::GetTaskResponse { task: Some(convert::task(&job, &task)?) })
     }
 
@@ -285,7 +286,7 @@ impl Api {
         let update = TaskUpdate {
             constraints: request.constraints,
             max_retries,
-            condition: precondition(request.precondition),
+            condition: conditions(request.precondition.as_ref()),
             request: Request { method: "UpdateTask", id: request.request_id },
             encode: |_, _| Vec::new(),
             now: Timestamp::now(),
@@ -332,10 +333,10 @@ impl Api {
         if self.store.answer(&account, &key).await?.is_some() {
             return Ok(wire::TerminateTaskResponse {});
         }
-        let condition = precondition(request.precondition);
+        let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
             let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-            condition.check(task.last_modified)?;
+            etag::check(&condition, task.last_modified)?;
             if job.life.state == JobState::Deleting {
                 return Err(Error::JobBeingDeleted.into());
             }
@@ -367,10 +368,10 @@ impl Api {
         if self.store.answer(&account, &key).await?.is_some() {
             return Ok(wire::DeleteTaskResponse {});
         }
-        let condition = precondition(request.precondition);
+        let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
             let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-            condition.check(task.last_modified)?;
+            etag::check(&condition, task.last_modified)?;
             if job.life.state == JobState::Deleting {
                 return Err(Error::JobBeingDeleted.into());
             }
@@ -413,7 +414,7 @@ impl Api {
         let job = job_id(&request.job_id)?;
         let task = task_id(&job, &request.task_id)?;
         let key = Request { method: "ReactivateTask", id: request.request_id };
-        let condition = precondition(request.precondition);
+        let condition = conditions(request.precondition.as_ref());
         let answered = self.store.reactivate_task(&account, &job, &task, condition, key, Timestamp::now()).await?;
         if let Answered::New(row) = answered {
             let job = self.store.job(&account, &job).await?;

@@ -51,8 +51,8 @@ pub enum Error {
     #[error("the task succeeded; only failed tasks can be reactivated")]
     TaskSucceeded,
     /// A precondition of the caller does not hold.
-    #[error("the condition {0} does not hold for the current version of the record")]
-    ConditionNotMet(&'static str),
+    #[error(transparent)]
+    ConditionNotMet(kiln_etag::NotMet),
     /// A field has a value that is not allowed.
     #[error("{name}: {why}")]
     Invalid {
@@ -117,7 +117,7 @@ impl From<Error> for kiln_error::Error {
             Error::TaskCompleted => make(Kind::FailedPrecondition, "TaskCompleted"),
             Error::TaskNotCompleted => make(Kind::FailedPrecondition, "TaskNotCompleted"),
             Error::TaskSucceeded => make(Kind::FailedPrecondition, "TaskSucceeded"),
-            Error::ConditionNotMet(_) => make(Kind::ConditionNotMet, "ConditionNotMet"),
+            Error::ConditionNotMet(not_met) => not_met.into(),
             Error::Invalid { reason, name, value, why } => Self::new(Kind::InvalidArgument, reason, text)
                 .with_detail("PropertyName", name)
                 .with_detail("PropertyValue", value)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kiln_etag::{Conditions, EtagSet};
 use kiln_ids::NodeId;
 use kiln_proto::job::v1::{JobSpec, OnAllTasksComplete, TaskSpec};
 use prost::Message;
@@ -132,12 +133,11 @@ async fn jobs_by_key_and_version(store: &impl Store) {
     let read = store.job(&account(), &job_id("jobs-1")).await.unwrap();
     assert_eq!((read.row, read.job.as_str(), read.version), (job.row, "Jobs-1", 1));
     let disable = JobChange::Event(JobEvent::Disable(crate::domain::job::DisableTasks::Wait), |_| Vec::new());
-    let condition = Precondition { if_match: "0x8D0".into(), ..Precondition::default() };
+    let condition = Conditions { if_match: Some(EtagSet::parse("0x8D0")), ..Conditions::default() };
     let id = job_id("jobs-1");
     let refused = store.change_job(&account(), &id, disable.clone(), condition, Request::default(), at(5)).await;
     assert!(matches!(refused.unwrap_err(), Error::ConditionNotMet(_)));
-    let changed =
-        store.change_job(&account(), &id, disable, Precondition::default(), Request::default(), at(101)).await;
+    let changed = store.change_job(&account(), &id, disable, Conditions::default(), Request::default(), at(101)).await;
     let changed = new(changed.unwrap());
     assert_eq!((changed.version, changed.life.state.name()), (2, "disabling"));
     assert!(changed.last_modified > job.last_modified);
@@ -241,7 +241,7 @@ async fn job_events_are_judged_in_the_transaction(store: &impl Store) {
     assert!(matches!(fates[..], [JobFate::Gone(999_999)]));
     let update = JobUpdate { on_all_tasks_complete: Some(OnAllTasksComplete::TerminateJob), ..JobUpdate::default() };
     let change = JobChange::Update(Box::new(update), |_| Vec::new());
-    let none = Precondition::default();
+    let none = Conditions::default();
     let over = store.change_job(&account(), &job_id("events"), change, none, Request::default(), at(1)).await;
     assert!(matches!(over.unwrap_err(), Error::JobCompleted));
 }
@@ -250,7 +250,7 @@ async fn reactivation_and_deletion_of_completed_tasks(store: &impl Store) {
     let job = create(store, "again").await;
     let mut row = add(store, "again", &["a"]).await.remove(0);
     let id = (job_id("again"), task_id("a"));
-    let none = Precondition::default;
+    let none = Conditions::default;
     let live = store.delete_completed_task(&account(), &id.0, &id.1, none(), Request::default(), at(1)).await;
     assert!(matches!(new(live.unwrap()), Deleted::Live(..)));
     for event in [assign(), TaskEvent::Finish { attempt: 1, end: end(1) }] {
@@ -280,7 +280,7 @@ async fn deleted_jobs_leave_nothing(store: &impl Store) {
     add(store, "gone", &["a", "b", "c"]).await;
     assert_eq!(store.purge_tasks(job.row, 10).await.unwrap(), 0, "only jobs that are being deleted");
     let delete = JobChange::Event(JobEvent::Delete, |_| Vec::new());
-    let none = Precondition::default();
+    let none = Conditions::default();
     store.change_job(&account(), &job_id("gone"), delete, none, Request::default(), at(300)).await.unwrap();
     assert_eq!(store.purge_tasks(job.row, 2).await.unwrap(), 2);
     assert_eq!(store.purge_tasks(job.row, 2).await.unwrap(), 1);

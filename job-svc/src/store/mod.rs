@@ -24,11 +24,11 @@ mod conformance;
 use std::fmt;
 
 use async_trait::async_trait;
+use kiln_etag::Conditions;
 use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_time::Timestamp;
 
 use crate::domain::Error;
-use crate::domain::etag::Precondition;
 pub use model::*;
 
 /// The database of job-svc.
@@ -48,7 +48,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         account: &AccountName,
         job: &JobId,
         change: JobChange,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<JobRow>, Error>;
@@ -75,7 +75,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         account: &AccountName,
         job: &JobId,
         task: &TaskId,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<TaskRow>, Error>;
@@ -85,7 +85,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         account: &AccountName,
         job: &JobId,
         task: &TaskId,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<Deleted>, Error>;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kiln_etag::Conditions;
 use kiln_ids::{AccountName, JobId, NodeId, PoolId, TaskId};
 use kiln_proto::common::v1::NameValue;
 use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, TaskConstraints};
@@ -11,7 +12,6 @@ use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
 use crate::domain::Error;
-use crate::domain::etag::Precondition;
 use crate::domain::job::{JobEvent, JobLife};
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptRecord, Outcome, Phase, Task, TaskState};
@@ -196,7 +196,7 @@ pub struct TaskUpdate {
     /// Out of them.
     pub max_retries: i32,
     /// Conditions on the record.
-    pub condition: Precondition,
+    pub condition: Conditions,
     /// For repeated calls.
     pub request: Request,
     /// How the answer is remembered; the job is given for its id.

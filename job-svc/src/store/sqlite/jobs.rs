@@ -186,7 +186,7 @@ pub(super) fn change(
     account: &AccountName,
     job: &JobId,
     change: JobChange,
-    condition: &Precondition,
+    condition: &Conditions,
     request: &Request,
     now: Timestamp,
 ) -> Result<Answered<JobRow>, Error> {
@@ -194,7 +194,7 @@ pub(super) fn change(
         return Ok(Answered::Before(answer));
     }
     let mut row = get(connection, account, job)?;
-    condition.check(row.last_modified)?;
+    etag::check(condition, row.last_modified)?;
     let old = row.life.state;
     row.last_modified = etag::next(row.last_modified, now);
     let (event_type, encode) = match change {

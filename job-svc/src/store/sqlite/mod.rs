@@ -11,6 +11,7 @@ mod tasks;
 use std::path::Path;
 
 use async_trait::async_trait;
+use kiln_etag::Conditions;
 use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_store::rusqlite::{Connection, OptionalExtension, params};
 use kiln_store::{Database, Durability, Migration, StoreError, outbox, requests};
@@ -19,7 +20,6 @@ use kiln_time::Timestamp;
 use super::Store;
 use super::model::*;
 use crate::domain::Error;
-use crate::domain::etag::Precondition;
 use crate::domain::task::AttemptRecord;
 
 /// Name under which events are announced.
@@ -109,7 +109,7 @@ impl Store for SqliteStore {
         account: &AccountName,
         job: &JobId,
         change: JobChange,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<JobRow>, Error> {
@@ -158,7 +158,7 @@ impl Store for SqliteStore {
         account: &AccountName,
         job: &JobId,
         task: &TaskId,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<TaskRow>, Error> {
@@ -173,7 +173,7 @@ impl Store for SqliteStore {
         account: &AccountName,
         job: &JobId,
         task: &TaskId,
-        condition: Precondition,
+        condition: Conditions,
         request: Request,
         now: Timestamp,
     ) -> Result<Answered<Deleted>, Error> {

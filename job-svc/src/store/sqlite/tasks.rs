@@ -253,7 +253,7 @@ pub(super) fn update(
         return Ok(Answered::Before(answer));
     }
     let (job, mut row) = get(connection, account, job, task)?;
-    update.condition.check(row.last_modified)?;
+    etag::check(&update.condition, row.last_modified)?;
     job.life.state.check_update()?;
     if row.task.state.phase() == Phase::Completed {
         return Err(Error::TaskCompleted);
@@ -282,7 +282,7 @@ pub(super) fn reactivate(
     account: &AccountName,
     job: &JobId,
     task: &TaskId,
-    condition: &Precondition,
+    condition: &Conditions,
     request: &Request,
     now: Timestamp,
 ) -> Result<Answered<TaskRow>, Error> {
@@ -290,7 +290,7 @@ pub(super) fn reactivate(
         return Ok(Answered::Before(answer));
     }
     let (job, mut row) = get(connection, account, job, task)?;
-    condition.check(row.last_modified)?;
+    etag::check(condition, row.last_modified)?;
     job.life.state.check_add()?;
     let (phase, bucket) = (row.task.state.phase(), Bucket::of(&row.task));
     let transition = row.task.apply(TaskEvent::Reactivate, now)?;
@@ -318,7 +318,7 @@ pub(super) fn delete_completed(
     account: &AccountName,
     job: &JobId,
     task: &TaskId,
-    condition: &Precondition,
+    condition: &Conditions,
     request: &Request,
     now: Timestamp,
 ) -> Result<Answered<Deleted>, Error> {
@@ -326,7 +326,7 @@ pub(super) fn delete_completed(
         return Ok(Answered::Before(answer));
     }
     let (job, row) = get(connection, account, job, task)?;
-    condition.check(row.last_modified)?;
+    etag::check(condition, row.last_modified)?;
     if job.life.state == crate::domain::job::JobState::Deleting {
         return Err(Error::JobBeingDeleted);
     }
