@@ -347,13 +347,14 @@ fn make_dir(dir: &Path) -> Result<(), ProviderError> {
 }
 
 /// Whether a variable of this process is kept from agents. Settings of services
-/// and the account's key are among them, and a task can read the environment of
-/// its agent, whose user it shares.
+/// and the account's key are among them (`kiln env` gives it several names), and
+/// a task can read the environment of its agent, whose user it shares.
 fn is_for_services(name: &OsStr) -> bool {
     let name = name.as_bytes();
     // The last one tells an outer agent which processes a task has started.
     let for_agents = name.starts_with(b"KILN_AGENT_") || [&b"KILN_LOG"[..], b"KILN_ATTEMPT_ID"].contains(&name);
-    name.starts_with(b"KILN_") && !for_agents
+    let prefixes = [&b"KILN_"[..], b"AZURE_BATCH_", b"AZURE_STORAGE_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix)) && !for_agents
 }
 
 /// Directories below `dir` whose names are ids; others are not ours.
@@ -404,7 +405,15 @@ mod tests {
 
     #[test]
     fn agents_do_not_get_keys_and_settings_of_services() {
-        for name in ["KILN_ACCOUNT_KEY", "KILN_ACCOUNT", "KILN_CLUSTER_KEY", "KILN_JOB_BUS_URL", "KILN_AGENTS"] {
+        for name in [
+            "KILN_ACCOUNT_KEY",
+            "KILN_CLUSTER_KEY",
+            "KILN_JOB_BUS_URL",
+            "KILN_AGENTS",
+            "AZURE_BATCH_ACCESS_KEY",
+            "AZURE_STORAGE_KEY",
+            "AZURE_STORAGE_CONNECTION_STRING",
+        ] {
             assert!(is_for_services(OsStr::new(name)), "{name}");
         }
         for name in ["PATH", "KILN_LOG", "KILN_AGENT_CACHE_BYTES", "KILN_ATTEMPT_ID", "OTEL_SERVICE_NAME", "KILNS"] {
