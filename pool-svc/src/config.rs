@@ -45,12 +45,14 @@ pub struct LocalProviderConfig {
     pub agent_command: Vec<String>,
     /// An agent that was told to stop is killed after this time.
     pub stop_grace: Duration,
+    /// Nodes of all pools at most: each is a process of this machine.
+    pub max_nodes: usize,
 }
 
 impl LocalProviderConfig {
     /// Agents are started with `agent_command`, their files are in `nodes_dir`.
     pub fn new(nodes_dir: impl Into<PathBuf>, agent_command: Vec<String>) -> Self {
-        Self { nodes_dir: nodes_dir.into(), agent_command, stop_grace: Duration::from_secs(10) }
+        Self { nodes_dir: nodes_dir.into(), agent_command, stop_grace: Duration::from_secs(10), max_nodes: 256 }
     }
 }
 
@@ -115,6 +117,8 @@ pub struct RawLocal {
     pub agent_command: Vec<String>,
     /// See [`LocalProviderConfig::stop_grace`].
     pub stop_grace_seconds: Option<u64>,
+    /// See [`LocalProviderConfig::max_nodes`].
+    pub max_nodes: Option<usize>,
 }
 
 impl Settings for RawConfig {
@@ -159,6 +163,9 @@ impl RawLocal {
         if let Some(seconds) = self.stop_grace_seconds {
             config.stop_grace = check::seconds("local.stop_grace_seconds", seconds)?;
         }
+        if let Some(nodes) = self.max_nodes {
+            config.max_nodes = check::within("local.max_nodes", nodes, 100_000)?;
+        }
         Ok(config)
     }
 }
@@ -179,7 +186,7 @@ mod tests {
         let (common, config) = example();
         let defaults = RawConfig::default().validate(&common).unwrap();
         assert_eq!(common.listen.to_string(), RawConfig::LISTEN);
-        assert!(config.local.is_some());
+        assert_eq!(config.local.as_ref().unwrap().max_nodes, LocalProviderConfig::new("n", vec![]).max_nodes);
         assert_eq!(format!("{:?}", Config { local: None, ..config }), format!("{defaults:?}"));
     }
 
@@ -193,7 +200,14 @@ mod tests {
         );
         assert!(bad(RawConfig { missed_heartbeats: Some(0), ..RawConfig::default() }).contains("missed_heartbeats"));
         assert!(bad(RawConfig { work_endpoint: Some("x".into()), ..RawConfig::default() }).contains("work_endpoint"));
-        let local = RawLocal { nodes_dir: PathBuf::from("n"), agent_command: vec![], stop_grace_seconds: None };
-        assert!(bad(RawConfig { local: Some(local), ..RawConfig::default() }).contains("agent_command"));
+        let local = |command: &str, max_nodes| RawLocal {
+            nodes_dir: PathBuf::from("n"),
+            agent_command: vec![command.to_owned()],
+            stop_grace_seconds: None,
+            max_nodes,
+        };
+        let bad_local = |local| bad(RawConfig { local: Some(local), ..RawConfig::default() });
+        assert!(bad_local(local("", None)).contains("agent_command"));
+        assert!(bad_local(local("a", Some(0))).contains("max_nodes"));
     }
 }

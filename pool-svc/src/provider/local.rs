@@ -57,6 +57,8 @@ struct Inner {
     children: Mutex<HashMap<PathBuf, Pid>>,
     /// Directories that are being taken away.
     deleting: Mutex<HashSet<PathBuf>>,
+    /// Held while a new node gets its place.
+    placing: Mutex<()>,
 }
 
 impl LocalProvider {
@@ -69,7 +71,13 @@ impl LocalProvider {
         // Agents get absolute paths: their working directory is the node's.
         let nodes_dir = config.nodes_dir.canonicalize().map_err(failed("finding the directory of all nodes"))?;
         let config = LocalProviderConfig { nodes_dir, ..config };
-        let inner = Inner { config, changed: Arc::default(), children: Mutex::default(), deleting: Mutex::default() };
+        let inner = Inner {
+            config,
+            changed: Arc::default(),
+            children: Mutex::default(),
+            deleting: Mutex::default(),
+            placing: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -239,7 +247,7 @@ impl Inner {
         if dir.exists() && self.is_alive(dir)? {
             return Ok(None);
         }
-        make_dir(dir)?;
+        self.make_place(dir)?;
         let text = serde_json::to_vec_pretty(join).map_err(|error| ProviderError::Refused(error.to_string()))?;
         // Renamed into place: an agent never reads half of it.
         let temporary = dir.join(format!("{JOIN_FILE}.new"));
@@ -251,6 +259,28 @@ impl Inner {
         write().map_err(failed("writing a node's join file"))?;
         let log = OpenOptions::new().append(true).create(true).mode(0o600).open(dir.join(LOG_FILE));
         Ok(Some(log.map_err(failed("opening an agent's log"))?))
+    }
+
+    /// Makes the directory of a node, if the machine has room for one more.
+    fn make_place(&self, dir: &Path) -> Result<(), ProviderError> {
+        let _placing = self.placing.lock().unwrap_or_else(PoisonError::into_inner);
+        let max = self.config.max_nodes;
+        if !dir.exists() && self.count()? >= max {
+            return Err(ProviderError::Refused(format!(
+                "the machine has {max} nodes, as many as it may; the service's setting local.max_nodes allows more"
+            )));
+        }
+        make_dir(dir)
+    }
+
+    fn count(&self) -> Result<usize, ProviderError> {
+        let mut count = 0;
+        for (_, account_dir) in named_dirs(&self.config.nodes_dir, AccountName::parse)? {
+            for (_, pool_dir) in named_dirs(&account_dir, PoolId::parse)? {
+                count += named_dirs(&pool_dir, NodeId::parse)?.len();
+            }
+        }
+        Ok(count)
     }
 
     /// SIGTERM, a bounded wait, then SIGKILL to the whole group.
@@ -421,20 +451,40 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_the_owner_enters_a_node() {
-        let dir = tempfile::tempdir().unwrap();
-        let provider = LocalProvider::new(LocalProviderConfig::new(dir.path().join("nodes"), Vec::new())).unwrap();
-        let node = dir.path().join("nodes/acc/p/p-1");
-        let join = JoinConfig {
+    fn join(node: &Path) -> JoinConfig {
+        JoinConfig {
             control_endpoint: "http://h:1".into(),
             account: "acc".into(),
             pool_id: "p".into(),
             node_id: "p-1".into(),
             join_token: "secret".into(),
-            node_dir: node.clone(),
-        };
-        provider.inner.prepare(&node, &join).unwrap().unwrap();
+            node_dir: node.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_pool_that_is_too_large_does_not_bring_the_machine_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let nodes = dir.path().join("nodes");
+        let config = LocalProviderConfig { max_nodes: 3, ..LocalProviderConfig::new(&nodes, Vec::new()) };
+        let provider = LocalProvider::new(config).unwrap();
+        let prepare = |node: &str| provider.inner.prepare(&nodes.join(node), &join(&nodes.join(node)));
+        for node in ["acc/p/p-1", "acc/q/q-1", "other/p/p-1"] {
+            prepare(node).unwrap();
+        }
+        assert!(matches!(prepare("acc/p/p-2"), Err(ProviderError::Refused(_))));
+        // One that was there before comes back.
+        prepare("acc/p/p-1").unwrap();
+        fs::remove_dir_all(nodes.join("acc/q/q-1")).unwrap();
+        prepare("acc/p/p-2").unwrap();
+    }
+
+    #[test]
+    fn only_the_owner_enters_a_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let provider = LocalProvider::new(LocalProviderConfig::new(dir.path().join("nodes"), Vec::new())).unwrap();
+        let node = dir.path().join("nodes/acc/p/p-1");
+        provider.inner.prepare(&node, &join(&node)).unwrap().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         for path in [dir.path().join("nodes"), dir.path().join("nodes/acc"), node.clone()] {
             assert_eq!(mode(&path), 0o700, "{}", path.display());
