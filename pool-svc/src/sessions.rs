@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::domain::NodeName;
-use crate::domain::node::{Command, Order};
+use crate::domain::agent::{Command, Order};
 
 /// Messages that may wait on the way down to one agent.
 const QUEUE: usize = 64;

@@ -23,7 +23,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::convert;
 use crate::core::Core;
-use crate::domain::node::{NodeEvent, View};
+use crate::domain::agent::View;
+use crate::domain::node::NodeEvent;
 use crate::domain::{NodeName, Refused};
 use crate::sessions::{Down, Opened};
 

@@ -9,7 +9,7 @@ use kiln_proto::pool::v1 as wire;
 use kiln_time::Timestamp;
 use prost::Message;
 
-use crate::domain::node::{AgentFacts, Phase, View};
+use crate::domain::agent::{AgentFacts, Phase, View};
 use crate::domain::pool::Allocation;
 use crate::domain::{Node, Pool, PoolName, PoolState};
 use crate::store::{StateCounts, node_state, pool_state};

@@ -237,7 +237,8 @@ fn tend(node: &Node, sight: Sight, now: Timestamp, limits: &Limits) -> Vec<Decis
 
 /// Whether hearing of it again would change its state.
 fn can_be_heard(node: &Node) -> bool {
-    use crate::domain::node::{Cause, Phase};
+    use crate::domain::agent::Phase;
+    use crate::domain::node::Cause;
     match node.state {
         NodeState::Unusable { cause: Cause::Agent } => false,
         // A connected agent that reports "unusable" would alternate otherwise.

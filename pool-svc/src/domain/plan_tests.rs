@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::domain::DeallocationOption;
-use crate::domain::node::{AgentFacts, Cause, Phase, View};
+use crate::domain::agent::{AgentFacts, Phase, View};
+use crate::domain::node::Cause;
 use crate::domain::pool::{Counts, NewPool};
 
 const NOW: Timestamp = Timestamp::from_micros(1_763_600_000_000_000);
