@@ -7,7 +7,7 @@ use kiln_proto::job::v1::{Assignment, AttemptKey, LeaseGrant, TaskSpec, Welcome}
 use kiln_proto::time::{duration, timestamp};
 use prost::Message;
 
-use super::actor::{Actor, Broken};
+use super::actor::{Actor, Broken, MAX_PURGED};
 use super::core::{Effects, Input, JobKey, Row, Send};
 use super::intake::foreign;
 use crate::domain::spec::INHERIT_RETRIES;
@@ -35,6 +35,10 @@ impl Actor {
             self.post(send);
         }
         self.batch.commit.jobs.append(&mut fx.jobs);
+        self.purged.extend(fx.purge.iter());
+        while self.purged.len() > MAX_PURGED {
+            self.purged.pop_front();
+        }
         self.batch.purge.append(&mut fx.purge);
         for (id, result) in fx.replies.drain(..) {
             if let Some(waiter) = self.waiters.remove(&id) {
@@ -171,6 +175,7 @@ impl Actor {
         let phase = Some(task.task.state.phase());
         self.batch.commit.events.push(events::task(names, "job.task.deleted", phase, &task.task, None, "", now));
         self.batch.commit.deleted.push(row);
+        self.batch.removed.insert(row);
         if let TaskState::Completed { run: Some(run), .. } = &task.task.state
             && let Some(conn) = self.core.conn_of(&run.node)
         {

@@ -11,7 +11,7 @@
 //! all streams, forgets everything and loads again; agents come back and say
 //! what they have.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ const NOTES: usize = 512;
 const MAX_PENDING: usize = 20_000;
 /// Open tasks that are read at once when a job is loaded.
 const LOAD_PAGE: u32 = 20_000;
+/// Deleted jobs that are remembered.
+pub(super) const MAX_PURGED: usize = 1_000;
 /// Tasks of a deleted job that one transaction removes.
 const PURGE: u32 = 1_000;
 /// First and longest wait after the store failed.
@@ -93,6 +95,8 @@ pub(super) struct Batch {
     pub commit: Commit,
     /// Where each task is in the commit.
     pub index: HashMap<Row, usize>,
+    /// Tasks that it removes.
+    pub removed: HashSet<Row>,
     pub counts: HashMap<JobKey, CountsDelta>,
     pub mail: Mail,
     pub replies: Vec<(CommandReply, Result<(), Refused>)>,
@@ -114,6 +118,14 @@ pub(super) struct Actor {
     pub next_reply: ReplyId,
     pub batch: Batch,
     pub batch_number: u64,
+    /// The highest row it was ever told of. Rows become visible in their order,
+    /// so a load that begins later has seen all below.
+    pub highest: Row,
+    /// Deleted jobs that were given up lately: a late note must not bring them
+    /// back while their rows are still there.
+    pub purged: VecDeque<JobKey>,
+    /// Tasks that the commit under way changes or removes.
+    pub under_way: (HashMap<Row, usize>, HashSet<Row>),
     pub fx: Effects,
     pub inputs: VecDeque<Input>,
     started: Instant,
@@ -134,6 +146,9 @@ impl Actor {
             next_reply: 0,
             batch,
             batch_number: 1,
+            highest: 0,
+            purged: VecDeque::new(),
+            under_way: Default::default(),
             fx: Effects::default(),
             inputs: VecDeque::new(),
             started: Instant::now(),
@@ -186,13 +201,15 @@ impl Actor {
             link.closer.cancel();
         }
         self.links.clear();
-        self.core = Core::new(self.context.settings);
+        self.core.reset();
         self.cache = Cache::new(self.context.cache_bytes);
         self.jobs.clear();
         self.live.clear();
         // Callers see that nobody answers, and ask again.
         self.waiters.clear();
         self.batch = Batch::new(&self.account);
+        self.under_way = Default::default();
+        self.purged.clear();
         self.fx = Effects::default();
         self.inputs.clear();
     }
@@ -238,6 +255,7 @@ impl Actor {
                     if let Some((_, batch, began)) = in_flight.take() {
                         self.context.metrics.commit.observe(began.elapsed().as_secs_f64());
                         self.cache.durable(batch.commit.number);
+                        self.under_way = Default::default();
                         self.deliver(batch);
                     }
                     for fate in fates {
@@ -288,6 +306,7 @@ impl Actor {
         let mut batch = std::mem::replace(&mut self.batch, Batch::new(&self.account));
         let commit = batch.take_commit(self.batch_number);
         self.batch_number += 1;
+        self.under_way = (std::mem::take(&mut batch.index), std::mem::take(&mut batch.removed));
         let store = self.context.store.clone();
         let future: InFlight = Box::pin(async move { store.commit(commit).await });
         (future, batch, Instant::now())
@@ -404,6 +423,7 @@ impl Actor {
         let key = row.row;
         let (mut ready, mut running, mut reactivated) = (Vec::new(), Vec::new(), Vec::new());
         let mut after = 0;
+        let visible = self.highest;
         loop {
             let page = self.context.store.open_tasks(key, after, LOAD_PAGE).await?;
             let full = page.len() == LOAD_PAGE as usize;
@@ -432,13 +452,14 @@ impl Actor {
             // They will not run again.
             ready.append(&mut reactivated);
         }
+        self.highest = self.highest.max(after);
         let view = self.note_job(row);
         let rows: Vec<Row> = running.iter().map(|(task, _)| task.row).collect();
         for task in self.context.store.load_tasks(rows).await? {
             self.enter_live(task);
         }
         if let Some(info) = self.jobs.get_mut(&key) {
-            info.loaded_to = after;
+            info.loaded_to = after.max(visible);
         }
         self.inputs.push_back(Input::Loaded { view, ready, running });
         for task in reactivated {
@@ -484,6 +505,7 @@ impl Batch {
                 number: 0,
             },
             index: HashMap::new(),
+            removed: HashSet::new(),
             counts: HashMap::new(),
             mail: Mail::default(),
             replies: Vec::new(),

@@ -68,6 +68,7 @@ impl Actor {
                 let view = self.note_job(row);
                 self.inputs.push_back(Input::Job { view, answer: false });
             }
+            Some(_) if self.purged.contains(&job) => {}
             Some(row) if row.pool == self.pool => {
                 if row.life.state != JobState::Completed {
                     // A job that is being deleted may have been given up before.
@@ -115,6 +116,7 @@ impl Actor {
         self.ensure_job(job).await?;
         let Some(info) = self.jobs.get(&job) else { return Ok(()) };
         let loaded_to = info.loaded_to;
+        self.highest = tasks.iter().map(|task| task.row).fold(self.highest, Row::max);
         let mut ready = Vec::with_capacity(tasks.len());
         for task in tasks.into_iter().filter(|task| task.row > loaded_to) {
             ready.push(ready_task(&task));
@@ -144,9 +146,15 @@ impl Actor {
         Ok(())
     }
 
-    /// Whether our picture of this task is newer than the store's.
+    /// Whether our picture of this task is newer than the store's: it was
+    /// loaded as active before this note came, and something has happened since.
     fn is_ahead(&self, row: Row) -> bool {
-        self.live.get(&row).is_some_and(|task| matches!(task.task.state, TaskState::Running { .. }))
+        let (changed, removed) = &self.under_way;
+        let batch = &self.batch;
+        changed.contains_key(&row)
+            || removed.contains(&row)
+            || batch.index.contains_key(&row)
+            || batch.removed.contains(&row)
     }
 
     fn constraints_changed(&mut self, task: TaskRow) {

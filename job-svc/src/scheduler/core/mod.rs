@@ -387,15 +387,20 @@ struct Waiting {
 /// not taken for news.
 const MAX_FORMER: usize = 8;
 
-#[derive(Debug)]
-struct Node {
-    name: Arc<NodeId>,
-    conn: Option<Conn>,
+/// What was heard of a node's agent, to tell late hellos from new ones.
+#[derive(Debug, Default)]
+struct Life {
     incarnation: String,
     /// Latest stream of this incarnation.
     stream: u64,
     /// Incarnations that were replaced, the latest last.
     former: VecDeque<String>,
+}
+
+#[derive(Debug)]
+struct Node {
+    name: Arc<NodeId>,
+    conn: Option<Conn>,
     status: NodeStatus,
     /// Attempts that hold slots here.
     rows: Vec<Row>,
@@ -455,6 +460,7 @@ pub struct Core {
     by_name: HashMap<Arc<NodeId>, u32>,
     by_hash: HashMap<u32, u32>,
     by_conn: HashMap<Conn, u32>,
+    lives: HashMap<Arc<NodeId>, Life>,
     /// Nodes with free slots, by how many.
     free: BTreeSet<(u16, u32)>,
     live: HashMap<Row, Live>,
@@ -479,6 +485,7 @@ impl Core {
             by_name: HashMap::new(),
             by_hash: HashMap::new(),
             by_conn: HashMap::new(),
+            lives: HashMap::new(),
             free: BTreeSet::new(),
             live: HashMap::new(),
             after: HashMap::new(),
@@ -488,6 +495,12 @@ impl Core {
             pack: false,
             by_creation: false,
         }
+    }
+
+    /// Forgets everything but which hellos are old: streams may outlive the
+    /// picture.
+    pub fn reset(&mut self) {
+        *self = Self { lives: std::mem::take(&mut self.lives), ..Self::new(self.settings) };
     }
 
     /// Takes one input. [`Core::place`] is called once after several.

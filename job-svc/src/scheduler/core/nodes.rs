@@ -12,9 +12,6 @@ impl Core {
         let node = Node {
             name: name.clone(),
             conn: None,
-            incarnation: String::new(),
-            stream: 0,
-            former: VecDeque::new(),
             status: NodeStatus {
                 slots: 0,
                 accepting: false,
@@ -141,26 +138,15 @@ impl Core {
         now: Now,
         fx: &mut Effects,
     ) {
-        let index = self.node_index(name, now);
-        let lease_end = now.mono + self.settings.patience;
-        let Some(node) = self.node(index) else { return };
-        let overtaken = node.incarnation == incarnation && stream != 0 && stream <= node.stream;
-        if overtaken || node.former.contains(&incarnation) {
+        if !self.lives.entry(name.clone()).or_default().is_news(incarnation, stream) {
             // Its view is older than what we know: taking it for the truth would
             // give attempts away that run.
             fx.close.push(conn);
             return;
         }
-        if node.incarnation != incarnation {
-            let former = std::mem::replace(&mut node.incarnation, incarnation);
-            if !former.is_empty() {
-                node.former.push_back(former);
-            }
-            if node.former.len() > MAX_FORMER {
-                node.former.pop_front();
-            }
-        }
-        node.stream = stream;
+        let index = self.node_index(name, now);
+        let lease_end = now.mono + self.settings.patience;
+        let Some(node) = self.node(index) else { return };
         let old = node.conn.replace(conn);
         node.lease_end = lease_end;
         node.foreign = 0;
@@ -288,6 +274,7 @@ impl Core {
         self.refresh_node(index);
         let lease_end = self.node(index).map(|node| node.lease_end);
         self.by_name.remove(&name);
+        self.lives.remove(&name);
         if self.by_hash.get(&affinity_hash(name.as_str())) == Some(&index) {
             self.by_hash.remove(&affinity_hash(name.as_str()));
         }
@@ -487,6 +474,29 @@ impl Core {
         if let Some(new) = wanted {
             self.free.insert((new, index));
         }
+    }
+}
+
+impl Life {
+    /// Takes note of a hello, unless it is older than the latest.
+    fn is_news(&mut self, incarnation: String, stream: u64) -> bool {
+        if self.former.contains(&incarnation) {
+            return false;
+        }
+        if self.incarnation == incarnation {
+            let news = stream == 0 || stream > self.stream;
+            self.stream = self.stream.max(stream);
+            return news;
+        }
+        let former = std::mem::replace(&mut self.incarnation, incarnation);
+        if !former.is_empty() {
+            self.former.push_back(former);
+        }
+        if self.former.len() > MAX_FORMER {
+            self.former.pop_front();
+        }
+        self.stream = stream;
+        true
     }
 }
 
