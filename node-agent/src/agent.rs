@@ -1,16 +1,19 @@
 //! What the loops of the agent share: one life (incarnation) of it.
+//!
+//! - here: registration, contact, the ledger of tasks, the end of the life;
+//! - [`drain`]: whether the node takes tasks;
+//! - [`view`]: what others see of the node.
+
+mod drain;
+mod view;
 
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use kiln_proto::common::v1::{DeallocationOption, ExecutionResult};
-use kiln_proto::job::v1::WorkerStatus;
-use kiln_proto::pool::v1::{
-    AgentPhase, JobDefaultOrder, NodeError, NodeFillType, NodeReport, NodeSettings, RecentTask, SchedulingState,
-    StartTaskInfo,
-};
+use kiln_proto::common::v1::DeallocationOption;
+use kiln_proto::pool::v1::{AgentPhase, NodeError, NodeSettings, RecentTask, StartTaskInfo};
 use kiln_time::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -25,13 +28,10 @@ use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
 use crate::stage::input::Input;
 use crate::stage::output::Output;
+use view::remember;
 
 /// Assumed until the service tells its own.
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-/// Tasks that the node's view shows.
-const RECENT_TASKS: usize = 10;
-/// Problems that the node's view shows.
-const MAX_ERRORS: usize = 10;
 
 /// What pool-svc told at registration.
 #[derive(Debug, Clone, Default)]
@@ -373,202 +373,6 @@ impl Agent {
     pub fn not_kept(&self, dir: &std::path::Path) {
         self.state().retention.remove(dir);
     }
-
-    // --- scheduling
-
-    /// Takes tasks again, unless the node is being drained.
-    pub fn enable_scheduling(&self) {
-        self.change_status(|state| {
-            if !state.draining {
-                state.accepting = true;
-                state.option = DeallocationOption::Unspecified;
-            }
-        });
-    }
-
-    /// Takes no tasks; job-svc deals with running ones as `option` says.
-    pub fn disable_scheduling(&self, option: DeallocationOption) {
-        self.change_status(|state| {
-            state.accepting = false;
-            state.option = option;
-        });
-    }
-
-    /// Takes no tasks any more. With `reboot` the next life begins when drained.
-    pub fn drain(&self, option: DeallocationOption, reboot: Option<u64>) {
-        self.change_status(|state| {
-            state.accepting = false;
-            state.draining = true;
-            state.option = option;
-            state.reboot = reboot.or(state.reboot);
-        });
-        self.check_drained();
-    }
-
-    fn change_status(&self, change: impl FnOnce(&mut State)) {
-        {
-            let mut state = self.state();
-            change(&mut state);
-            state.status_version += 1;
-        }
-        self.work_due.notify_one();
-        self.control_due.notify_one();
-    }
-
-    /// The command was carried out, or is on its way for good.
-    pub fn command_done(&self, id: u64) {
-        let mut state = self.state();
-        state.done_command = state.done_command.max(id);
-        drop(state);
-        self.control_due.notify_one();
-    }
-
-    /// The last command that was carried out.
-    pub fn done_command(&self) -> u64 {
-        self.state().done_command
-    }
-
-    /// Status for job-svc, with its version.
-    pub fn status(&self) -> (u64, WorkerStatus) {
-        let registration = self.registration();
-        let settings = &registration.settings;
-        let state = self.state();
-        let status = WorkerStatus {
-            task_slots: settings.task_slots.max(1),
-            accepting: state.accepting,
-            running_tasks: state.option.into(),
-            is_dedicated: settings.is_dedicated,
-            pack: settings.node_fill_type() == NodeFillType::Pack,
-            order_jobs_by_creation: settings.job_default_order() == JobDefaultOrder::CreationTime,
-            version: state.status_version,
-        };
-        (state.status_version, status)
-    }
-
-    /// job-svc has applied this version of the status, and every assignment it
-    /// sent before has arrived.
-    pub fn status_confirmed(&self, version: u64) {
-        {
-            let mut state = self.state();
-            state.status_confirmed = state.status_confirmed.max(version);
-        }
-        self.check_drained();
-    }
-
-    /// job-svc may give this node tasks from now on.
-    pub fn work_begins(&self) {
-        self.state().work_connected = true;
-    }
-
-    fn check_drained(&self) {
-        let reboot = {
-            let state = self.state();
-            if !state.draining || !is_drained(&state) {
-                return;
-            }
-            state.reboot
-        };
-        self.control_due.notify_one();
-        if let Some(command) = reboot {
-            self.finish(Outcome::Reboot(command));
-        }
-    }
-
-    /// The lease may be over: a drain that waits for job-svc can go on.
-    pub fn recheck_drained(&self) {
-        self.check_drained();
-    }
-
-    // --- start task and view
-
-    /// Enters a phase.
-    pub fn enter(&self, phase: AgentPhase) {
-        tracing::info!(node.id = self.config.join.node_id, phase = phase.as_str_name(), "phase");
-        self.state().phase = phase;
-        self.control_due.notify_one();
-    }
-
-    /// How the start task stands; `live` while its process may write files.
-    pub fn start_task_is(&self, info: StartTaskInfo, live: bool) {
-        {
-            let mut state = self.state();
-            state.start_task = Some(info);
-            state.start_task_live = live;
-        }
-        if !live {
-            self.ended.notify_waiters();
-        }
-        self.control_due.notify_one();
-    }
-
-    /// A problem of the node that people should see.
-    pub fn add_error(&self, code: &str, message: String) {
-        let mut state = self.state();
-        state.errors.retain(|error| error.code != code);
-        if state.errors.len() < MAX_ERRORS {
-            state.errors.push(NodeError { code: code.to_owned(), message, details: Vec::new() });
-        }
-        drop(state);
-        self.control_due.notify_one();
-    }
-
-    /// The full view for pool-svc.
-    pub fn report(&self) -> NodeReport {
-        let state = self.state();
-        let phase = if state.draining && is_drained(&state) { AgentPhase::Drained } else { state.phase };
-        let scheduling = if state.accepting { SchedulingState::Enabled } else { SchedulingState::Disabled };
-        NodeReport {
-            incarnation: self.incarnation.clone(),
-            phase: phase.into(),
-            scheduling_state: scheduling.into(),
-            start_task_info: state.start_task.clone(),
-            errors: state.errors.clone(),
-            running_tasks: i32::try_from(state.ledger.live()).unwrap_or(i32::MAX),
-            running_task_slots: state.stops.values().map(|(_, slots)| *slots).sum(),
-            total_tasks_run: state.total_run,
-            total_tasks_succeeded: state.total_succeeded,
-            recent_tasks: state.recent.iter().cloned().collect(),
-            boot_time: Some(timestamp(self.machine.boot_time)),
-            done_command_id: state.done_command,
-        }
-    }
-}
-
-/// Nothing runs, and job-svc knows that nothing may come: or nothing can come,
-/// because it was never asked or the lease is over.
-fn is_drained(state: &State) -> bool {
-    if state.ledger.live() > 0 || state.start_task_live {
-        return false;
-    }
-    if !state.work_connected || !state.lease.is_valid(clock::since_boot()) {
-        return true;
-    }
-    state.status_confirmed >= state.status_version && state.ledger.unacknowledged() == 0
-}
-
-fn remember(
-    recent: &mut VecDeque<RecentTask>,
-    key: &Key,
-    state: &str,
-    start_time: Option<prost_types::Timestamp>,
-    ended: Option<&Ended>,
-) {
-    recent.retain(|task| task.job_id != *key.job || task.task_id != *key.task);
-    recent.push_front(RecentTask {
-        job_id: key.job.to_string(),
-        task_id: key.task.to_string(),
-        state: state.to_owned(),
-        start_time,
-        end_time: ended.map(|ended| timestamp(ended.end)),
-        exit_code: ended.and_then(|ended| ended.exit_code),
-        result: match ended {
-            None => ExecutionResult::Unspecified,
-            Some(Ended { failure: None, .. }) => ExecutionResult::Success,
-            Some(_) => ExecutionResult::Failure,
-        }
-        .into(),
-    });
-    recent.truncate(RECENT_TASKS);
 }
 
 /// For messages.
