@@ -1,5 +1,6 @@
 //! Tables without lines: easy to read, easy to cut.
 
+use std::borrow::Cow;
 use std::io::IsTerminal;
 
 use comfy_table::{ContentArrangement, Table};
@@ -13,7 +14,7 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String
     }
     table.set_header(header.iter().map(|name| name.to_uppercase()));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| printable(cell)));
     }
     trimmed(&table)
 }
@@ -22,7 +23,20 @@ pub fn table(header: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String
 pub fn details(rows: Vec<(&'static str, String)>) -> String {
     let rows: Vec<_> = rows.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:width$}  {}\n", printable(value))).collect()
+}
+
+/// The text as a terminal may see it. Names of blobs and files are anything, and
+/// come from tasks: control characters in them could rewrite what is shown.
+fn printable(text: &str) -> Cow<'_, str> {
+    // These turn the direction of what follows.
+    let turns = |c: char| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
+    let harmless = |c: char| (!c.is_control() || c == '\n') && !turns(c);
+    if text.chars().all(harmless) {
+        return Cow::Borrowed(text);
+    }
+    let shown = |c: char| if harmless(c) { c.to_string() } else { c.escape_default().to_string() };
+    Cow::Owned(text.chars().map(shown).collect())
 }
 
 fn trimmed(table: &Table) -> String {
@@ -42,6 +56,15 @@ mod tests {
     fn columns_line_up_without_decoration() {
         let rows = vec![vec!["a".to_owned(), "running".to_owned()], vec!["long-name".to_owned(), String::new()]];
         assert_eq!(table(&["id", "state"], rows.into_iter()), "ID         STATE\na          running\nlong-name\n");
+    }
+
+    #[test]
+    fn names_cannot_command_the_terminal() {
+        let rows = vec![vec!["a\u{1b}[2J\rb".to_owned()], vec!["\u{202e}txt.exe".to_owned()]];
+        let text = table(&["name"], rows.into_iter());
+        assert_eq!(text, "NAME\na\\u{1b}[2J\\rb\n\\u{202e}txt.exe\n");
+        assert_eq!(details(vec![("name", "a\u{7}".to_owned())]), "name  a\\u{7}\n");
+        assert_eq!(printable("ü 日本\nx"), "ü 日本\nx");
     }
 
     #[test]
