@@ -23,7 +23,7 @@ const WRITE_QUEUE: usize = 4096;
 /// Reads at once.
 const READERS: usize = 4;
 /// How long to wait for the file's lock, which only another process could hold.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const BUSY_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
 
 /// Why the store did not do it. Nothing of a failed write is kept.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -92,7 +92,8 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
-type Work = Box<dyn FnOnce(&Connection) -> Box<dyn Answer> + Send>;
+/// Runs a write, or takes note that it cannot be run.
+type Work = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Box<dyn Answer> + Send>;
 
 /// Finishes one write when the fate of its transaction is known.
 trait Answer: Send {
@@ -205,8 +206,11 @@ impl Database {
     {
         let (reply, answer) = oneshot::channel();
         let boxed: Work = Box::new(move |connection| {
-            let result = catch_unwind(AssertUnwindSafe(|| work(connection)))
-                .unwrap_or_else(|panic| Err(E::from(StoreError::Panicked(panic_text(&panic)))));
+            let result = match connection {
+                Ok(connection) => catch_unwind(AssertUnwindSafe(|| work(connection)))
+                    .unwrap_or_else(|panic| Err(E::from(StoreError::Panicked(panic_text(&panic))))),
+                Err(error) => Err(E::from(error)),
+            };
             Box::new(Pending { result, reply })
         });
         if self.inner.writer.send(boxed).await.is_err() {
@@ -326,8 +330,10 @@ fn write_loop(connection: &Connection, mut queue: mpsc::Receiver<Work>, committe
     while queue.blocking_recv_many(&mut group, MAX_GROUP) > 0 {
         let mut answers = Vec::with_capacity(group.len());
         let outcome = run_group(connection, &mut group, &mut answers);
-        // If BEGIN failed, the works were not run: dropping them answers "closed".
-        group.clear();
+        if let Err(error) = &outcome {
+            // Those that were not run any more.
+            answers.extend(group.drain(..).map(|work| work(Err(error.clone()))));
+        }
         if outcome.is_ok() {
             committed();
         }
@@ -346,12 +352,14 @@ fn run_group(
     connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
     // A write alone needs no savepoint: undoing it undoes the transaction.
     let alone = group.len() == 1;
-    for work in group.drain(..) {
+    group.reverse();
+    while let Some(work) = group.pop() {
         if !alone && let Err(error) = connection.prepare_cached("SAVEPOINT w").and_then(|mut s| s.execute([])) {
+            group.push(work);
             roll_back(connection);
             return Err(failed(error));
         }
-        let answer = work(connection);
+        let answer = work(Ok(connection));
         let settled = match (alone, answer.succeeded()) {
             (true, true) => Ok(()),
             (true, false) => {
@@ -463,6 +471,21 @@ mod tests {
         let kept = futures::future::join_all(writes).await.into_iter().filter(|ok| *ok).count();
         let expected = (0..200).filter(|k| k % 10 != 0 && k % 17 != 3).count();
         assert_eq!((kept, count(&database).await), (expected, expected as i64));
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_cannot_begin_is_told_as_that_and_the_next_one_works() {
+        let (dir, database) = database().await;
+        let other = Connection::open(dir.path().join("t.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let write =
+            |k: i64| database.write::<_, StoreError, _>(move |c| Ok(c.execute("INSERT INTO t VALUES (?1, 'x')", [k])?));
+        for result in futures::future::join_all([write(1), write(2)]).await {
+            assert!(matches!(result, Err(StoreError::Commit(_))), "{result:?}");
+        }
+        other.execute_batch("ROLLBACK").unwrap();
+        write(3).await.unwrap();
+        assert_eq!(count(&database).await, 1);
     }
 
     #[tokio::test]
