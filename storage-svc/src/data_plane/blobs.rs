@@ -221,8 +221,9 @@ impl Job<'_> {
         const SOURCE: &str = "x-ms-copy-source";
         let call = self.call;
         let source = call.header(SOURCE).unwrap_or_default();
-        let malformed = || StorageError::InvalidHeaderValue { name: SOURCE, value: source.to_owned() };
         let (url, query) = source.split_once('?').unwrap_or((source, ""));
+        // Without the signature: errors are logged.
+        let malformed = || StorageError::InvalidHeaderValue { name: SOURCE, value: url.to_owned() };
         let rest = url.split_once("://").map(|(_, rest)| rest).ok_or_else(malformed)?;
         let (host, path) = rest.find('/').map(|at| rest.split_at(at)).ok_or_else(malformed)?;
         let label = host_label(host, &self.plane.own_host);
