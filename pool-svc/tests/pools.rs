@@ -221,3 +221,15 @@ async fn lists_are_paged_filtered_and_per_account() {
     assert_eq!((counted.pools.len(), counted.next_page_token.is_empty()), (4, false));
     service.stop().await;
 }
+
+/// A caller may have a thousand calls open: each must be small.
+#[tokio::test]
+async fn requests_that_no_pool_needs_are_refused_before_they_are_read() {
+    let service = Service::start().await;
+    let display_name = "x".repeat(5 * 1024 * 1024);
+    let spec = PoolSpec { display_name, ..PoolSpec::default() };
+    let request = CreatePoolRequest { id: "p".into(), spec: Some(spec), ..CreatePoolRequest::default() };
+    let refused = service.client().create_pool(call(request)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::OutOfRange, "{refused}");
+    service.stop().await;
+}

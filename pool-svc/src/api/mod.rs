@@ -20,17 +20,20 @@ use tonic::{Request, Response, Status};
 
 use crate::core::Core;
 
-/// Largest message: a page of pools with their settings.
-const MAX_MESSAGE: usize = 64 * 1024 * 1024;
+/// Largest answer: a page of pools with their settings.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// Largest message of a caller: a pool's settings, or a part of a list of files.
+/// A caller has many calls open, and each may hold this much memory.
+const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
 /// Both services.
 pub fn routes(core: Arc<Core>) -> Routes {
     let pools = PoolServiceServer::new(PoolApi { core: core.clone() })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     let control = NodeControlServiceServer::new(control::ControlApi { core })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+        .max_decoding_message_size(MAX_REQUEST)
+        .max_encoding_message_size(MAX_ANSWER);
     Routes::new(pools).add_service(control)
 }
 
