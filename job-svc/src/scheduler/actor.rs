@@ -534,3 +534,7 @@ impl Batch {
         std::mem::replace(&mut self.commit, empty)
     }
 }
+
+#[cfg(test)]
+#[path = "actor_tests.rs"]
+mod tests;

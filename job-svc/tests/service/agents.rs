@@ -221,3 +221,86 @@ async fn a_crash_of_the_service_loses_and_doubles_nothing() {
     let counts = client.counts("j1").await;
     assert_eq!((counts.active, counts.running, counts.succeeded), (0, 0, 300));
 }
+
+#[tokio::test]
+async fn calls_that_are_given_up_leave_no_task_that_nobody_knows_of() {
+    let service = Service::start().await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    for at in 0..60_u64 {
+        let request =
+            AddTaskRequest { request_id: String::new(), job_id: "j1".into(), task: Some(spec(&format!("t{at}"))) };
+        // The caller goes away somewhere between its call and the answer.
+        let call = async { call!(client, add_task, request) };
+        let _ = tokio::time::timeout(Duration::from_micros(100 * at), call).await;
+    }
+    let mut agent = service.agent("n1", 8).await;
+    let work = kiln_telemetry::spawn(async move { agent.work().await });
+    let counts = eventually("every task that is there completed", || async {
+        let counts = client.counts("j1").await;
+        (counts.active + counts.running == 0).then_some(counts)
+    })
+    .await;
+    assert!(counts.succeeded > 0);
+    work.abort();
+}
+
+#[tokio::test]
+async fn a_task_with_the_name_of_a_deleted_one_is_another_task() {
+    let service = Service::start().await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    let mut agent = service.agent("n1", 1).await;
+    let mut keys = Vec::new();
+    for _ in 0..2 {
+        client.add("j1", spec("t")).await;
+        let key = agent.assignments().await[0].key.clone().unwrap();
+        if let Some(former) = keys.last() {
+            // A late repetition of the former task's result.
+            agent.end(former, 9).await;
+        }
+        agent.end(&key, 0).await;
+        let task = client.task_becomes("j1", "t", TaskState::Completed).await;
+        assert_eq!(task.execution.unwrap().exit_code, Some(0));
+        let request = DeleteTaskRequest { job_id: "j1".into(), task_id: "t".into(), ..Default::default() };
+        call!(client, delete_task, request).unwrap();
+        keys.push(key);
+    }
+    assert_eq!((keys[0].attempt, keys[1].attempt), (1, 1));
+    assert_ne!(keys[0], keys[1], "the agent can tell them apart");
+}
+
+#[tokio::test]
+async fn a_hello_that_was_overtaken_does_not_count() {
+    let service = Service::start().await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    client.add("j1", spec("t")).await;
+    let hello = |incarnation: &str, stream| WorkerHello {
+        account: ACCOUNT.into(),
+        pool_id: "p1".into(),
+        node_id: "n1".into(),
+        incarnation: incarnation.into(),
+        status: Some(status(1, true)),
+        stream,
+        ..WorkerHello::default()
+    };
+    let _former = service.connect("n1", hello("life-1", 1)).await.unwrap().next().await;
+    let mut agent = service.connect("n1", hello("life-2", 2)).await.unwrap();
+    let key = loop {
+        let given = agent.assignments().await;
+        if let Some(key) = given[0].key.clone() {
+            break key;
+        }
+    };
+    // Both have an old view, in which nothing runs.
+    for late in [hello("life-2", 1), hello("life-1", 7)] {
+        assert!(service.connect("n1", late).await.unwrap().try_next().await.is_none());
+    }
+    agent.send(work_up::Message::Status(WorkerStatus { version: 5, ..status(1, false) })).await;
+    assert_eq!(agent.stops().await, [key.clone()], "the stream goes on, and the attempt");
+    agent.end(&key, 0).await;
+    assert_eq!(agent.acks().await, [key]);
+    let task = client.task_becomes("j1", "t", TaskState::Completed).await;
+    assert_eq!(task.execution.unwrap().internal_retry_count, if task.attempt == 1 { 0 } else { 1 });
+}
