@@ -4,6 +4,7 @@
 //! - [`work`]: the work stream of the agents;
 //! - [`convert`]: records to messages; [`lists`]: filters and pages.
 
+mod add_tasks;
 pub mod convert;
 mod jobs;
 mod lists;
