@@ -218,7 +218,9 @@ async fn stream(
                 // Best effort: what the commands have done.
                 let _ = sender.try_send(up(Up::Report(agent.report())));
                 drop(sender);
-                let _ = tokio::time::timeout(Duration::from_millis(500), inbound.message()).await;
+                // Until the service has read it all and closes the stream.
+                let rest = async { while let Ok(Some(_)) = inbound.message().await {} };
+                let _ = tokio::time::timeout(Duration::from_millis(500), rest).await;
                 return Ok(());
             }
         }

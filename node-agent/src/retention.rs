@@ -20,41 +20,74 @@ pub fn remove_when_ended(agent: &Arc<Agent>, job: &str, task: Option<&str>) {
         Some(task) => kiln_node::task_dir(job, task),
         None => kiln_node::job_dir(job),
     };
-    let waits_for = agent.with_work(|ledger, _| ledger.live_of(job, task));
+    let dir = agent.root.join(relative);
+    // At once if nothing runs there: an assignment that comes next may be for a
+    // new task of this name, and must not lose its directory.
+    let (waits_for, moved) = agent.with_work(|ledger, _| {
+        let live = ledger.live_of(job, task);
+        let moved = live.is_empty().then(|| move_away(&trash(agent), &dir));
+        (live, moved)
+    });
     let (agent, job, task) = (agent.clone(), job.to_owned(), task.map(str::to_owned));
     kiln_telemetry::spawn(async move {
+        if let Some(moved) = moved {
+            remove_moved(&agent, &dir, moved).await;
+            return;
+        }
         loop {
             let ended = agent.ended.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            let live = agent.with_work(|ledger, _| ledger.live_of(&job, task.as_deref()));
+            let (live, moved) = agent.with_work(|ledger, _| {
+                let live = ledger.live_of(&job, task.as_deref());
+                let moved = live.is_empty().then(|| move_away(&trash(&agent), &dir));
+                (live, moved)
+            });
             if live.iter().any(|key| !waits_for.contains(key)) {
                 return;
             }
-            if live.is_empty() {
-                break;
+            if let Some(moved) = moved {
+                remove_moved(&agent, &dir, moved).await;
+                return;
             }
             tokio::select! {
                 () = ended => {}
                 () = agent.closing.cancelled() => return,
             }
         }
-        remove(&agent, &agent.root.join(relative)).await;
     });
+}
+
+/// Puts a directory out of sight; gives its new place, if it was there.
+fn move_away(trash: &Path, dir: &Path) -> std::io::Result<Option<PathBuf>> {
+    let away = trash.join(uuid::Uuid::new_v4().simple().to_string());
+    let moved = std::fs::rename(dir, &away).or_else(|error| {
+        // Either the directory is not there, or the trash is not there yet.
+        if error.kind() != std::io::ErrorKind::NotFound || !dir.exists() {
+            return Err(error);
+        }
+        std::fs::create_dir_all(trash)?;
+        std::fs::rename(dir, &away)
+    });
+    match moved {
+        Ok(()) => Ok(Some(away)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes a directory: first out of sight, then for good.
 async fn remove(agent: &Arc<Agent>, dir: &Path) {
-    let trash = trash(agent);
+    let moved = move_away(&trash(agent), dir);
+    remove_moved(agent, dir, moved).await;
+}
+
+/// Removes for good what was moved out of sight.
+async fn remove_moved(agent: &Arc<Agent>, dir: &Path, moved: std::io::Result<Option<PathBuf>>) {
     let dir = dir.to_owned();
     let shown = dir.clone();
     let work = move || {
-        std::fs::create_dir_all(&trash)?;
-        let away = trash.join(uuid::Uuid::new_v4().simple().to_string());
-        match std::fs::rename(&dir, &away) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            other => other?,
-        }
+        let Some(away) = moved? else { return Ok(()) };
         remove_tree(&away)?;
         // The job's directory, and the schedule's, if they are empty now.
         let parents = dir.ancestors().skip(1).take_while(|path| !path.ends_with(kiln_node::WORKITEMS_DIR));
