@@ -298,7 +298,7 @@ async fn a_hello_that_was_overtaken_does_not_count() {
         assert!(service.connect("n1", late).await.unwrap().try_next().await.is_none());
     }
     agent.send(work_up::Message::Status(WorkerStatus { version: 5, ..status(1, false) })).await;
-    assert_eq!(agent.stops().await, [key.clone()], "the stream goes on, and the attempt");
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key), "the stream goes on, and the attempt");
     agent.end(&key, 0).await;
     assert_eq!(agent.acks().await, [key]);
     let task = client.task_becomes("j1", "t", TaskState::Completed).await;
