@@ -71,7 +71,8 @@ pub fn init(options: Options) -> anyhow::Result<Guard> {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| format!("KILN_LOG={text:?} is not a log filter"))?,
         Err(_) => EnvFilter::try_new(options.default_filter)?,
     };
-    let lines = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let lines = match options.format {
         LogFormat::Plain => lines.with_target(false).boxed(),
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
