@@ -38,7 +38,7 @@ pub mod start_task;
 mod wire;
 pub mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 pub async fn run(mut config: NodeAgentConfig, shutdown: CancellationToken) -> anyhow::Result<()> {
     config.join.node_dir = std::path::absolute(&config.join.node_dir)?;
     let node_dir = config.join.node_dir.clone();
-    std::fs::create_dir_all(&node_dir).with_context(|| format!("node directory {}", node_dir.display()))?;
+    make_private(&node_dir).with_context(|| format!("node directory {}", node_dir.display()))?;
     let locked = node_dir.clone();
     let lock = tokio::task::spawn_blocking(move || lock::NodeLock::take(&locked)).await??;
     let root = make_directories(&config).context("the node's directories cannot be made")?;
@@ -98,6 +98,21 @@ pub async fn run(mut config: NodeAgentConfig, shutdown: CancellationToken) -> an
     };
     drop(lock);
     result
+}
+
+/// Tokens, cached files and what tasks leave are for the agent's user alone, also
+/// in a directory that a provider made with the usual mode.
+fn make_private(dir: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(dir)?;
+    if std::fs::metadata(dir)?.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    if let Err(error) = std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)) {
+        // A mounted directory that belongs to another user.
+        tracing::warn!(dir = %dir.display(), %error, "other users can enter the node's directory");
+    }
+    Ok(())
 }
 
 fn make_directories(config: &NodeAgentConfig) -> anyhow::Result<PathBuf> {
@@ -207,5 +222,23 @@ async fn stop_tasks(agent: &Agent) {
     };
     if tokio::time::timeout(STOP_LIMIT, all_ended).await.is_err() {
         tracing::warn!(live = agent.live(), "some tasks did not end in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_the_agents_user_enters_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("a/n-1");
+        for _ in 0..2 {
+            make_private(&node).unwrap();
+            assert_eq!(std::fs::metadata(&node).unwrap().permissions().mode() & 0o777, 0o700);
+            std::fs::set_permissions(&node, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
     }
 }
