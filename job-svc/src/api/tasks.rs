@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kiln_etag::Conditions;
 use kiln_filter::Filter;
 use kiln_grpc::condition::conditions;
 use kiln_grpc::page;
@@ -42,6 +43,22 @@ impl Api {
         let job = job_id(job)?;
         let task = task_id(&job, task)?;
         self.store.task(account, &job, &task).await
+    }
+
+    /// A task that is to be terminated or deleted.
+    async fn find_to_end(
+        &self,
+        account: &AccountName,
+        job: &str,
+        task: &str,
+        condition: &Conditions,
+    ) -> Result<(JobRow, TaskRow), Error> {
+        let (job, task) = self.find(account, job, task).await?;
+        etag::check(condition, task.last_modified)?;
+        if job.life.state == JobState::Deleting {
+            return Err(Error::JobBeingDeleted);
+        }
+        Ok((job, task))
     }
 
     pub(super) async fn list_tasks(
@@ -134,11 +151,7 @@ impl Api {
         }
         let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
-            let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-            etag::check(&condition, task.last_modified)?;
-            if job.life.state == JobState::Deleting {
-                return Err(Error::JobBeingDeleted.into());
-            }
+            let (job, task) = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await?;
             if task.task.state.phase() == Phase::Completed {
                 return Err(Error::TaskCompleted.into());
             }
@@ -169,11 +182,7 @@ impl Api {
         }
         let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
-            let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-            etag::check(&condition, task.last_modified)?;
-            if job.life.state == JobState::Deleting {
-                return Err(Error::JobBeingDeleted.into());
-            }
+            let (job, task) = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await?;
             // The scheduler first: a completed task may have a process that is
             // still being stopped.
             match self.command(&job, &task, &key, Note::Delete).await? {
