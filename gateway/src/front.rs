@@ -31,6 +31,10 @@ use crate::rest::Rest;
 /// Services of the gateway that users call with their account's token.
 const OWN_SERVICES: [&str; 3] =
     ["kiln.gateway.v1.AccountService", "kiln.gateway.v1.TaskFileService", "kiln.gateway.v1.WorkflowService"];
+/// Its requests have all tasks of a workflow, up to 64 MiB, and are read whole.
+const LARGE_SERVICE: &str = "kiln.gateway.v1.WorkflowService";
+/// Such requests of an account that may be read at once.
+const MAX_LARGE: usize = 8;
 /// Services that pass with the caller's own token: the local router checks that
 /// it is one of a service.
 const ADMIN_SERVICE: &str = "kiln.gateway.v1.GatewayAdminService";
@@ -49,6 +53,8 @@ struct Inner {
     accounts: Accounts,
     backends: Backends,
     limits: AccountLimits,
+    /// Of requests to [`LARGE_SERVICE`].
+    large: AccountLimits,
     metrics: Metrics,
     local: Router,
     rest: Rest,
@@ -67,7 +73,8 @@ impl Front {
         local: Router,
         rest: Rest,
     ) -> Self {
-        let inner = Inner { accounts, backends, limits, metrics, local, rest, methods: known_methods() };
+        let large = AccountLimits::new(MAX_LARGE);
+        let inner = Inner { accounts, backends, limits, large, metrics, local, rest, methods: known_methods() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -121,6 +128,8 @@ impl Inner {
         }
         let account = self.authenticate(request.headers()).await?;
         let place = self.limits.enter(&account)?;
+        // Until the head of the answer: then the request has been read.
+        let _large = (service == LARGE_SERVICE).then(|| self.large.enter(&account)).transpose()?;
         proxy::speak_for(request.headers_mut(), &account, self.backends.auth())?;
         let response = match backend {
             Some(backend) => {

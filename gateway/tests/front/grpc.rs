@@ -198,3 +198,32 @@ async fn a_client_that_does_not_read_harms_only_its_own_account() {
     other.pools().list_pools(ListPoolsRequest { page_size: 1, ..ListPoolsRequest::default() }).await.unwrap();
     assert_eq!(gateway.get("/pools?api-version=2025-06-01").await.status, 200);
 }
+
+/// Each of an account's thousand calls could hold a workflow of 64 MiB.
+#[tokio::test]
+async fn few_large_requests_are_read_at_once() {
+    use tower::ServiceExt;
+    let gateway = Harness::start().await;
+    let channel = kiln_grpc::connect_lazy(&gateway.url).unwrap();
+    let (refused, mut refusals) = mpsc::channel(16);
+    for _ in 0..9 {
+        // A request whose message never comes to its end.
+        let body = tonic::body::Body::new(axum::body::Body::from_stream(
+            futures::stream::iter([Ok::<_, std::io::Error>(vec![0, 0, 0, 1])]).chain(futures::stream::pending()),
+        ));
+        let request = http::Request::post("/kiln.gateway.v1.WorkflowService/Run")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("authorization", bearer(&gateway))
+            .body(body)
+            .unwrap();
+        let (channel, refused) = (channel.clone(), refused.clone());
+        kiln_telemetry::spawn(async move {
+            let answer = channel.oneshot(request).await.unwrap();
+            refused.send(answer.headers()["grpc-status"].clone()).await.unwrap();
+        });
+    }
+    assert_eq!(refusals.recv().await.unwrap(), "14");
+    assert!(refusals.try_recv().is_err(), "the others are being read");
+    gateway.grpc().pools().list_pools(ListPoolsRequest::default()).await.unwrap();
+}
