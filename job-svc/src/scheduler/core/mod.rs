@@ -451,6 +451,9 @@ enum Timer {
 #[derive(Debug)]
 pub struct Core {
     settings: Settings,
+    /// When the first input came: leases from before may run until a patience
+    /// later.
+    began: Option<Duration>,
     jobs: HashMap<JobKey, Job>,
     /// Jobs that have something to run, by the slots of their tasks: a job
     /// whose tasks fit nowhere costs nothing.
@@ -478,6 +481,7 @@ impl Core {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
+            began: None,
             jobs: HashMap::new(),
             eligible: BTreeMap::new(),
             nodes: Vec::new(),
@@ -505,6 +509,7 @@ impl Core {
 
     /// Takes one input. [`Core::place`] is called once after several.
     pub fn step(&mut self, input: Input, now: Now, fx: &mut Effects) {
+        self.began.get_or_insert(now.mono);
         match input {
             Input::Loaded { view, ready, running } => self.load(view, ready, running, now, fx),
             Input::Job { view, answer } => self.change_job(view, answer, now, fx),

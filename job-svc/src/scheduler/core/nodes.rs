@@ -99,7 +99,7 @@ impl Core {
         let is_over = match node {
             Some(node) => node.conn.is_some() && node.foreign == 0,
             // Silent for as long as we live.
-            None => now.mono >= self.settings.patience,
+            None => self.began.is_some_and(|began| now.mono >= began + self.settings.patience),
         };
         let known = self.live.contains_key(&task.row) || self.is_waiting(key, &task);
         if is_over || known {

@@ -653,7 +653,10 @@ impl World {
         if failed.is_empty() {
             return;
         }
-        let row = failed[self.rng.random_range(0..failed.len())];
+        // Rather one that may still run somewhere.
+        let runs = |row: &&Row| self.agents.iter().any(|agent| agent.alive.iter().any(|alive| alive.0 == **row));
+        let running = failed.iter().find(runs).copied();
+        let row = running.unwrap_or(failed[self.rng.random_range(0..failed.len())]);
         let Some(stored) = self.tasks.get_mut(&row) else { return };
         if self.jobs[&stored.job].state.check_add().is_err() {
             return;
@@ -741,7 +744,13 @@ impl World {
                 }
             },
             87 => match self.rng.random_range(0..4) {
-                0 | 1 => self.crash(),
+                0 | 1 => {
+                    self.crash();
+                    // Before any agent has come back.
+                    for _ in 0..self.rng.random_range(0..4) {
+                        self.reactivate();
+                    }
+                }
                 2 => self.fail_commit(),
                 _ => self.end_when_complete(),
             },
