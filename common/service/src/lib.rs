@@ -119,7 +119,10 @@ where
     let shutdown = signals::shutdown()?;
     let listener = bind("listen", common.listen).await?;
     let rabbit = match common.bus.url() {
-        Some(url) => Some(RabbitBus::new(RabbitConfig::new(url, service)).context("amqp_url")?),
+        Some(url) => {
+            let config = RabbitConfig::new(url, service).with_prefix(&common.amqp_prefix);
+            Some(RabbitBus::new(config).context("amqp_url")?)
+        }
         None => None,
     };
     let bus: Arc<dyn Bus> = match &rabbit {

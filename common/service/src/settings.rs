@@ -7,6 +7,7 @@
 //! | `cluster_key_file` | file with the deployment's key, Base64 |
 //! | `cluster_key` | the key itself; meant for the environment |
 //! | `amqp_url` | RabbitMQ, or `memory` to keep events in the process; required |
+//! | `amqp_prefix` | put before the names of exchanges and queues, so that deployments can share a broker |
 //! | `log_format` | `json` (default) or `plain` |
 
 use std::fmt;
@@ -93,6 +94,8 @@ pub struct Common {
     pub cluster_key: Arc<SecretKey>,
     /// Where events go.
     pub bus: BusSetting,
+    /// Put before the names of exchanges and queues.
+    pub amqp_prefix: String,
     /// Form of the log lines.
     pub log_format: LogFormat,
 }
@@ -106,18 +109,20 @@ struct RawCommon {
     cluster_key_file: Option<PathBuf>,
     cluster_key: Option<String>,
     amqp_url: Option<String>,
+    amqp_prefix: Option<String>,
     log_format: Option<String>,
 }
 
-/// The keys of [`RawCommon`]; the last is for services on the bus.
-const KEYS: [&str; 6] = ["listen", "data_dir", "cluster_key_file", "cluster_key", "log_format", "amqp_url"];
+/// The keys of [`RawCommon`]; the last two are for services on the bus.
+const KEYS: [&str; 7] =
+    ["listen", "data_dir", "cluster_key_file", "cluster_key", "log_format", "amqp_url", "amqp_prefix"];
 
 /// Reads file, environment and flags.
 ///
 /// # Errors
 /// [`ConfigError`] names the key, the value and where it came from.
 pub fn load<S: Settings>(flags: &Flags) -> Result<(Common, S::Config), ConfigError> {
-    let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - 1] };
+    let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - 2] };
     let (common, own): (RawCommon, S) = kiln_config::load_parts(flags.config.as_deref(), S::ENV_PREFIX, flags, keys)?;
     let common = common.validate(S::LISTEN, S::ON_BUS)?;
     let config = own.validate(&common)?;
@@ -130,6 +135,7 @@ impl RawCommon {
             listen: check::address("listen", self.listen.as_deref().unwrap_or(default_listen))?,
             data_dir: check::required("data_dir", self.data_dir)?,
             cluster_key: Arc::new(key(self.cluster_key_file.as_deref(), self.cluster_key.as_deref())?),
+            amqp_prefix: prefix(self.amqp_prefix.unwrap_or_default())?,
             bus: if on_bus { BusSetting::parse(self.amqp_url)? } else { BusSetting::Memory },
             log_format: match self.log_format.as_deref() {
                 None | Some("json") => LogFormat::Json,
@@ -138,6 +144,12 @@ impl RawCommon {
             },
         })
     }
+}
+
+/// Checked here, since the broker's own refusal would come much later.
+fn prefix(text: String) -> Result<String, ConfigError> {
+    let usable = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if usable { Ok(text) } else { Err(ConfigError::value("amqp_prefix", text, "at most 64 of A-Z a-z 0-9 - _ .")) }
 }
 
 fn key(file: Option<&Path>, text: Option<&str>) -> Result<SecretKey, ConfigError> {
@@ -275,6 +287,7 @@ mod tests {
             (good.clone(), "amqp_url"),
             (format!("{good}amqp_url = \"hush\"\n"), "amqp_url = \"(secret)\""),
             (format!("{good}amqp_url = \"memory\"\nlisten = \"here\"\n"), "listen = \"here\""),
+            (format!("{good}amqp_url = \"memory\"\namqp_prefix = \"a b\"\n"), "amqp_prefix = \"a b\""),
             (format!("{good}amqp_url = \"memory\"\nlog_format = \"xml\"\n"), "log_format = \"xml\""),
             (format!("{good}amqp_url = \"memory\"\ndeph = 1\n"), "deph"),
         ] {

@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: one `kiln up` with its own data directory and ports; stopped, killed and started again at will. When it
 //!   is dropped nothing of it stays: processes are found by their data directory, and ended by their ids.
+//! - [`processes`]: the services as processes of their own, with RabbitMQ between them.
 //! - [`programs`]: where the program, the Python environments and the examples are.
 //! - [`work`]: pools, jobs and tasks of tests, and waiting for them.
 //! - [`marks`]: tasks that write down when they run, to prove that no task runs twice at once.
@@ -15,6 +16,7 @@
 pub mod inventory;
 pub mod marks;
 pub mod otlp;
+pub mod processes;
 pub mod programs;
 pub mod rest;
 pub mod server;

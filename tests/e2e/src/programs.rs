@@ -22,6 +22,11 @@ pub fn top_words() -> PathBuf {
     built("TOP_WORDS_BIN", "top-words", "cargo build -p top-words")
 }
 
+/// A service's own program, as the same profile as this test has built it.
+pub fn service(name: &str) -> PathBuf {
+    built(&format!("{}_BIN", name.replace('-', "_").to_uppercase()), name, "cargo build --workspace")
+}
+
 fn built(variable: &str, name: &str, how: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return PathBuf::from(path);

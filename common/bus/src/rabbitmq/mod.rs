@@ -73,6 +73,15 @@ impl RabbitConfig {
             max_queue_messages: 1_000_000,
         }
     }
+
+    /// Puts `prefix` before the names of the exchange and of all queues, so that
+    /// several deployments can share a broker.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.exchange = format!("{prefix}{EXCHANGE}");
+        self.queue_prefix = prefix.to_owned();
+        self
+    }
 }
 
 impl fmt::Debug for RabbitConfig {
