@@ -25,6 +25,8 @@ mod jobs;
 mod nodes;
 mod place;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};

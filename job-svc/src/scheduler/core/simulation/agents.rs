@@ -1,0 +1,213 @@
+//! Agents and their streams, as the simulated service meets them.
+
+use super::*;
+
+impl World {
+    pub(super) fn agent_of(&mut self, conn: Conn) -> Option<&mut FakeAgent> {
+        self.agents.iter_mut().find(|agent| agent.conn == Some(conn))
+    }
+
+    pub(super) fn mail(&mut self, conn: Conn, message: Down) {
+        if let Some(agent) = self.agent_of(conn) {
+            agent.down.push_back(message);
+        }
+    }
+
+    pub(super) fn break_stream(&mut self, conn: Conn) {
+        if let Some(at) = self.agents.iter().position(|agent| agent.conn == Some(conn)) {
+            let agent = &mut self.agents[at];
+            agent.conn = None;
+            agent.up.clear();
+            agent.down.clear();
+            agent.requests.clear();
+            if agent.leaving {
+                self.new_life(at);
+            }
+        }
+        self.ghosts.retain(|(_, ghost, _)| *ghost != conn);
+    }
+
+    /// The agent sees that its stream is broken; the service may see it later.
+    pub(super) fn lose_stream(&mut self, at: usize) {
+        let Some(conn) = self.agents[at].conn else { return };
+        let up = self.agents[at].up.clone();
+        self.break_stream(conn);
+        self.ghosts.push((at, conn, up));
+    }
+
+    /// The former life and all it had is gone.
+    pub(super) fn new_life(&mut self, at: usize) {
+        let agent = &mut self.agents[at];
+        agent.alive.clear();
+        agent.results.clear();
+        agent.lease_end = Duration::ZERO;
+        agent.incarnation += 1;
+        agent.stream = 0;
+        agent.leaving = false;
+        agent.draining = None;
+    }
+
+    /// Something that was said on a broken stream arrives, or its end.
+    pub(super) fn take_ghost(&mut self) {
+        if self.ghosts.is_empty() {
+            return;
+        }
+        let place = self.rng.random_range(0..self.ghosts.len());
+        let (at, conn, up) = &mut self.ghosts[place];
+        let (at, conn) = (*at, *conn);
+        match up.pop_front() {
+            Some(message) => self.hear(at, conn, message),
+            None => {
+                self.ghosts.swap_remove(place);
+                if self.links.remove(&conn) {
+                    self.input(Input::Disconnected { conn });
+                }
+            }
+        }
+    }
+
+    pub(super) fn status(&self, at: usize) -> NodeStatus {
+        let draining = self.agents[at].draining;
+        NodeStatus {
+            accepting: draining.is_none(),
+            running_tasks: draining.unwrap_or(RunningTasks::Requeue),
+            ..node_status(SLOTS)
+        }
+    }
+
+    pub(super) fn drain(&mut self, at: usize, how: Option<RunningTasks>) {
+        self.agents[at].draining = how;
+        let status = self.status(at);
+        if self.agents[at].conn.is_some() && !self.agents[at].leaving {
+            self.agents[at].up.push_back(Up::Status(status));
+        }
+    }
+
+    pub(super) fn say_goodbye(&mut self, at: usize) {
+        if self.agents[at].conn.is_none() || self.agents[at].leaving {
+            return;
+        }
+        for key in self.agents[at].alive.clone() {
+            self.end(at, key, EndCause::AgentFailure, 137);
+        }
+        self.agents[at].up.push_back(Up::Goodbye);
+        self.agents[at].leaving = true;
+    }
+
+    pub(super) fn connect(&mut self, at: usize) {
+        if self.agents[at].conn.is_some() {
+            return;
+        }
+        let status = self.status(at);
+        let agent = &mut self.agents[at];
+        agent.conn = Some(self.next_conn);
+        agent.stream += 1;
+        self.next_conn += 1;
+        let mut view: Vec<(Row, u32, bool)> =
+            agent.alive.iter().map(|(row, attempt)| (*row, *attempt, false)).collect();
+        view.extend(agent.results.iter().map(|(row, attempt, _)| (*row, *attempt, true)));
+        let hello = Hello { incarnation: agent.incarnation, stream: agent.stream, status, attempts: view };
+        agent.up.push_back(Up::Hello(hello));
+        for (row, attempt, end) in agent.results.clone() {
+            agent.up.push_back(Up::Ended(row, attempt, end));
+        }
+        self.ask_lease(at);
+    }
+
+    pub(super) fn ask_lease(&mut self, at: usize) {
+        let mono = self.mono;
+        let agent = &mut self.agents[at];
+        if agent.conn.is_some() {
+            agent.sequence += 1;
+            agent.requests.insert(agent.sequence, mono);
+            agent.up.push_back(Up::Lease(agent.sequence));
+        }
+    }
+
+    /// One message of an agent reaches the service.
+    pub(super) fn take_up(&mut self, at: usize) {
+        let Some(conn) = self.agents[at].conn else { return };
+        let Some(message) = self.agents[at].up.pop_front() else { return };
+        self.hear(at, conn, message);
+    }
+
+    pub(super) fn hear(&mut self, at: usize, conn: Conn, message: Up) {
+        let is_hello = matches!(message, Up::Hello(_));
+        if is_hello {
+            self.links.insert(conn);
+        } else if !self.links.contains(&conn) {
+            return;
+        }
+        match message {
+            Up::Hello(hello) => {
+                self.seen.insert(conn, hello.attempts.iter().map(|(row, attempt, _)| (*row, *attempt)).collect());
+                let seen = hello.attempts.iter().enumerate().map(|(token, (row, attempt, ended))| Seen {
+                    token: u32::try_from(token).unwrap(),
+                    row: Some(*row),
+                    attempt: *attempt,
+                    ended: *ended,
+                });
+                let seen = seen.collect();
+                let (incarnation, stream) = (hello.incarnation.to_string(), hello.stream);
+                self.input(Input::Hello { conn, node: name(at), incarnation, stream, status: hello.status, seen });
+            }
+            Up::Lease(sequence) => self.input(Input::Lease { conn, sequence }),
+            Up::Status(status) => self.input(Input::Status { conn, status }),
+            Up::Goodbye => self.input(Input::Goodbye { conn }),
+            Up::Started(row, attempt) => {
+                let at = self.now().wall;
+                self.input(Input::Started { conn, row, attempt, at });
+            }
+            Up::Ended(row, attempt, end) => {
+                let foreign = self.foreign.entry(conn).or_default();
+                if let Some(place) = foreign.iter().position(|known| *known == (row, attempt)) {
+                    foreign.swap_remove(place);
+                    self.input(Input::ForeignEnded { conn });
+                }
+                let input = Input::Ended { conn, row, attempt, end, action: JobAction::None };
+                self.input_with_ack(input, vec![(conn, row, attempt)]);
+            }
+        }
+    }
+
+    /// One message of the service reaches an agent.
+    pub(super) fn take_down(&mut self, at: usize) {
+        let agent = &mut self.agents[at];
+        match agent.down.pop_front() {
+            None => {}
+            Some(Down::Assign(..) | Down::Stop(..)) if agent.leaving => {}
+            Some(Down::Assign(row, attempt)) => {
+                agent.alive.push((row, attempt));
+                agent.up.push_back(Up::Started(row, attempt));
+            }
+            Some(Down::Stop(row, attempt)) => self.end(at, (row, attempt), EndCause::Stopped, 137),
+            Some(Down::Ack(row, attempt)) => {
+                agent.results.retain(|result| (result.0, result.1) != (row, attempt));
+                let waits = |stored: &&Stored| {
+                    stored.task.attempt == attempt && matches!(stored.task.state, TaskState::Running { .. })
+                };
+                assert!(self.tasks.get(&row).filter(waits).is_none(), "task {row}: a result was acknowledged and lost");
+            }
+            Some(Down::Grant(sequence)) => {
+                if let Some(sent) = agent.requests.remove(&sequence) {
+                    agent.lease_end = agent.lease_end.max(sent + LEASE);
+                }
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, at: usize, key: (Row, u32), cause: EndCause, code: i32) {
+        let now = self.now().wall;
+        let agent = &mut self.agents[at];
+        if agent.results.iter().any(|result| (result.0, result.1) == key) {
+            return;
+        }
+        agent.alive.retain(|alive| *alive != key);
+        let end =
+            AttemptEnd { start: None, end: now, exit_code: Some(code), failure: None, cause, outputs_kept: false };
+        agent.results.push((key.0, key.1, end.clone()));
+        if agent.conn.is_some() {
+            agent.up.push_back(Up::Ended(key.0, key.1, end));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The simulated store: what is durable, what the scheduler is told late, and how it loads again.
+
+use super::*;
+
+impl World {
+    /// Whether the scheduler has changed a task, which is not durable yet.
+    pub(super) fn is_ahead(&self, row: Row) -> bool {
+        self.pending.iter().any(|(fx, _)| {
+            fx.tasks.iter().any(|(touched, _, _)| *touched == row) || fx.deleted.iter().any(|(gone, _)| *gone == row)
+        })
+    }
+
+    /// The scheduler is told the oldest thing that users did.
+    pub(super) fn take_notes(&mut self) {
+        match self.notes.pop_front() {
+            None => {}
+            Some(Note::Added(job, tasks)) => {
+                let loaded_to = self.loaded_to.get(&job).copied().unwrap_or(0);
+                self.highest = tasks.iter().map(|task| task.row).fold(self.highest, Row::max);
+                let tasks = tasks.into_iter().filter(|task| task.row > loaded_to).collect();
+                self.input(Input::Added { job, tasks });
+            }
+            Some(Note::Reactivated(job, row)) => {
+                let Some(stored) = self.tasks.get(&row) else { return };
+                if stored.task.state != TaskState::Active || self.is_ahead(row) {
+                    return;
+                }
+                self.ready_again(job, row);
+            }
+            Some(Note::JobChanged(job)) => match self.jobs.get(&job).cloned() {
+                Some(view) if self.core.has_job(job) => self.input(Input::Job { view, answer: false }),
+                Some(_) if self.purged.contains(&job) => {}
+                Some(view) if view.state != JobState::Completed => self.load_job(view),
+                Some(_) => {}
+                None => self.input(Input::JobGone(job)),
+            },
+        }
+    }
+
+    pub(super) fn ready_again(&mut self, job: JobKey, row: Row) {
+        let stored = &self.tasks[&row];
+        let task = ready_of(row, stored);
+        let held = stored.former.clone().filter(|former| former.outcome == Outcome::Terminated);
+        match held.filter(|_| !self.core.is_live(row)) {
+            Some(former) => self.input(Input::Held { job, task, node: former.run.node }),
+            None => self.input(Input::Added { job, tasks: vec![task] }),
+        }
+    }
+
+    pub(super) fn load_job(&mut self, view: JobView) {
+        let (mut waiting, mut running, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        let over = matches!(view.state, JobState::Terminating | JobState::Deleting);
+        let mut last = self.highest;
+        for (row, stored) in self.tasks.iter().filter(|(_, stored)| stored.job == view.key) {
+            let task = ready_of(*row, stored);
+            match &stored.task.state {
+                TaskState::Active if !over && matches!(stored.task.previous, Some((TaskPhase::Completed, _))) => {
+                    again.push(*row);
+                }
+                TaskState::Active => waiting.push(task),
+                TaskState::Running { node, .. } => running.push((task, node.clone())),
+                TaskState::Completed { .. } => continue,
+            }
+            last = last.max(*row);
+        }
+        self.highest = last;
+        let job = view.key;
+        self.loaded_to.insert(job, last);
+        self.input(Input::Loaded { view, ready: waiting, running });
+        for row in again {
+            self.ready_again(job, row);
+        }
+    }
+
+    /// The oldest commit becomes durable, and what waited for it is sent.
+    pub(super) fn commit(&mut self) {
+        let Some((mut fx, acks)) = self.pending.pop_front() else { return };
+        let fates = self.write(&mut fx);
+        for send in fx.sends {
+            match send {
+                Send::Welcome(_) => {}
+                Send::Assign(_, row, attempt) if self.rng.random_bool(0.002) => {
+                    self.input(Input::Unrunnable { row, attempt });
+                }
+                Send::Assign(conn, row, attempt) => self.mail(conn, Down::Assign(row, attempt)),
+                Send::Stop(conn, row, attempt) => self.mail(conn, Down::Stop(row, attempt)),
+                Send::StopSeen(conn, token) => {
+                    let (row, attempt) = self.seen[&conn][token as usize];
+                    self.foreign.entry(conn).or_default().push((row, attempt));
+                    self.mail(conn, Down::Stop(row, attempt));
+                }
+            }
+        }
+        for (conn, row, attempt) in acks {
+            self.mail(conn, Down::Ack(row, attempt));
+        }
+        for job in fx.purge {
+            self.jobs.remove(&job);
+            self.tasks.retain(|_, stored| stored.job != job);
+            self.create_job();
+        }
+        for fate in fates {
+            match fate {
+                Ok(view) => self.input(Input::Job { view, answer: true }),
+                Err(gone) => self.input(Input::JobGone(gone)),
+            }
+        }
+    }
+
+    /// The transaction; gives what became of the jobs that were to be changed.
+    pub(super) fn write(&mut self, fx: &mut Effects) -> Vec<Result<JobView, JobKey>> {
+        let now = self.now().wall;
+        for (row, _, event) in std::mem::take(&mut fx.tasks) {
+            let stored = self.tasks.get_mut(&row).unwrap_or_else(|| panic!("task {row} is gone: {event:?}"));
+            if matches!(
+                (&event, &stored.task.state),
+                (TaskEvent::Start { .. }, TaskState::Running { started: Some(_), .. })
+            ) {
+                continue;
+            }
+            let transition = stored.task.apply(event.clone(), now);
+            let transition = transition.unwrap_or_else(|why| panic!("task {row}: {event:?}: {why}"));
+            stored.task = transition.task;
+            stored.former = transition.history.or(stored.former.take());
+            if matches!(event, TaskEvent::Finish { .. }) {
+                stored.finishes += 1;
+            }
+        }
+        for (row, _) in std::mem::take(&mut fx.deleted) {
+            self.tasks.remove(&row);
+            self.deleted.push(row);
+        }
+        let mut fates = Vec::new();
+        for write in std::mem::take(&mut fx.jobs) {
+            let open = |stored: &Stored| stored.job == write.job && stored.task.state.phase() != TaskPhase::Completed;
+            let denied = write.only_if_all_complete && self.tasks.values().any(open);
+            fates.push(match self.jobs.get_mut(&write.job) {
+                Some(view) => {
+                    if !denied && let Ok(state) = view.state.apply(&write.event) {
+                        view.state = state;
+                        view.version += 1;
+                    }
+                    Ok(view.clone())
+                }
+                None => Err(write.job),
+            });
+        }
+        fates
+    }
+
+    /// The service dies: what was not durable is gone.
+    pub(super) fn crash(&mut self) {
+        self.notes.clear();
+        self.highest = 0;
+        self.core = Core::new(settings());
+        self.load();
+        self.ghosts.clear();
+    }
+
+    /// A commit fails, or seems to: everything is read again.
+    pub(super) fn fail_commit(&mut self) {
+        if self.rng.random_bool(0.5)
+            && let Some((mut fx, _)) = self.pending.pop_front()
+        {
+            self.write(&mut fx);
+        }
+        self.core.reset();
+        self.load();
+    }
+
+    pub(super) fn load(&mut self) {
+        let conns: Vec<Conn> = self.agents.iter().filter_map(|agent| agent.conn).collect();
+        for conn in conns {
+            // A hello that was not read yet still is.
+            let read = self.links.contains(&conn);
+            match self.agents.iter().position(|agent| agent.conn == Some(conn)) {
+                Some(at) if !read => self.lose_stream(at),
+                _ => self.break_stream(conn),
+            }
+        }
+        self.links.clear();
+        self.purged.clear();
+        self.pending.clear();
+        for view in self.jobs.clone().into_values() {
+            if view.state != JobState::Completed {
+                self.load_job(view);
+            }
+        }
+    }
+}
