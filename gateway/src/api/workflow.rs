@@ -114,6 +114,13 @@ impl Run {
     ) -> Result<RunFinished, Error> {
         *made_pool = self.ensure_pool(&mut request).await?;
         let ends_itself = Box::pin(self.create_job(&mut request)).await?;
+        // A job that has ended already is that of an earlier call with this request
+        // id: nothing is left to do, and its pool may be gone.
+        let job = self.job(&request.job_id).await?;
+        if job.state() == JobState::Completed {
+            let counts = self.counts(&request.job_id).await?;
+            return Ok(self.finished(job, counts));
+        }
         let tasks = std::mem::take(&mut request.tasks);
         let job_id = request.job_id.clone();
         let added = self.add_tasks(&job_id, tasks, progress).await;
@@ -250,12 +257,7 @@ impl Run {
                 _ => !ends_itself && counts.active + counts.running == 0,
             };
             if over {
-                let elapsed = kiln_proto::time::duration(self.begun.elapsed());
-                return Ok(RunFinished {
-                    counts: Some(counts),
-                    terminate_reason: job.terminate_reason,
-                    elapsed: Some(elapsed),
-                });
+                return Ok(self.finished(job, counts));
             }
             if last != Some(counts) {
                 tell(progress, Progress::Counts(counts));
@@ -272,6 +274,11 @@ impl Run {
                 () = progress.closed(), if !request.delete_pool => {}
             }
         }
+    }
+
+    fn finished(&self, job: Job, counts: TaskCounts) -> RunFinished {
+        let elapsed = kiln_proto::time::duration(self.begun.elapsed());
+        RunFinished { counts: Some(counts), terminate_reason: job.terminate_reason, elapsed: Some(elapsed) }
     }
 
     /// Tells about the first nodes that can work; fails when the pool settled
