@@ -8,12 +8,12 @@
 //! # Ok(()) }
 //! ```
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use kiln_auth::SecretKey;
-use kiln_auth::token::{self, Claims, Principal};
+use kiln_auth::token::Principal;
 use kiln_error::Error;
-use kiln_grpc::caller::now_seconds;
+use kiln_grpc::channel::TokenAuth;
 use kiln_proto::gateway::v1::account_service_client::AccountServiceClient;
 use kiln_proto::gateway::v1::task_file_service_client::TaskFileServiceClient;
 use kiln_proto::gateway::v1::workflow_service_client::WorkflowServiceClient;
@@ -21,55 +21,16 @@ use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
 use kiln_proto::storage::v1::storage_service_client::StorageServiceClient;
-use tonic::metadata::AsciiMetadataValue;
-use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
-/// How long a token is valid; it is renewed at half of that.
+/// How long a token is valid.
 const TOKEN_SECONDS: i64 = 3600;
 /// Largest message in either direction.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 
 /// A channel whose calls carry an account token and the trace context.
-pub type AccountChannel = InterceptedService<Channel, AccountAuth>;
-
-/// Puts an account's token on its calls.
-#[derive(Debug, Clone)]
-pub struct AccountAuth {
-    account: Arc<str>,
-    key: Arc<SecretKey>,
-    current: Arc<Mutex<Option<(i64, AsciiMetadataValue)>>>,
-}
-
-impl AccountAuth {
-    fn authorization(&self) -> AsciiMetadataValue {
-        let now = now_seconds();
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((expires, value)) = &*current
-            && expires - now > TOKEN_SECONDS / 2
-        {
-            return value.clone();
-        }
-        let expires = now + TOKEN_SECONDS;
-        let claims = Claims { principal: Principal::Account { account: self.account.to_string() }, expires };
-        // Base64 and dots: always a valid header value.
-        #[allow(clippy::expect_used)]
-        let mut value: AsciiMetadataValue =
-            format!("Bearer {}", token::mint(&self.key, &claims)).parse().expect("tokens are ASCII");
-        value.set_sensitive(true);
-        *current = Some((expires, value.clone()));
-        value
-    }
-}
-
-impl Interceptor for AccountAuth {
-    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-        request.metadata_mut().insert("authorization", self.authorization());
-        kiln_telemetry::propagation::inject(request.metadata_mut());
-        Ok(request)
-    }
-}
+pub type AccountChannel = InterceptedService<Channel, TokenAuth>;
 
 /// A connection to one deployment for one account; clones share it.
 #[derive(Debug, Clone)]
@@ -96,7 +57,8 @@ impl Client {
     pub fn connect(endpoint: &str, account: &str, key: &str) -> Result<Self, Error> {
         let key = SecretKey::from_base64(key)
             .map_err(|error| Error::invalid_property("account key", "(secret)", error.to_string()))?;
-        let auth = AccountAuth { account: Arc::from(account), key: Arc::new(key), current: Arc::default() };
+        let principal = Principal::Account { account: account.to_owned() };
+        let auth = TokenAuth::new(principal, Arc::new(key), TOKEN_SECONDS);
         Ok(Self { channel: InterceptedService::new(kiln_grpc::connect_lazy(endpoint)?, auth) })
     }
 

@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::caller::{ACCOUNT_KEY, now_seconds};
 
-/// How long a service's own token is valid; it is renewed at half of that.
+/// How long a service's own token is valid.
 const SERVICE_TOKEN_SECONDS: i64 = 600;
 
 /// A channel whose calls carry a service token and the trace context.
@@ -39,26 +39,20 @@ pub fn connect_lazy(endpoint: &str) -> Result<Channel, Error> {
     Ok(endpoint.connect_lazy())
 }
 
-/// Puts a service's token on its calls.
+/// Puts a bearer token and the trace context on calls. The token is minted from
+/// a key when it is needed and renewed at half of its life; clones share it.
 #[derive(Debug, Clone)]
-pub struct ServiceAuth {
-    name: &'static str,
+pub struct TokenAuth {
+    principal: Principal,
     key: Arc<SecretKey>,
+    lifetime_seconds: i64,
     current: Arc<Mutex<Option<(i64, AsciiMetadataValue)>>>,
 }
 
-impl ServiceAuth {
-    /// Calls of the service `name`, signed with the cluster key.
-    pub fn new(name: &'static str, cluster_key: Arc<SecretKey>) -> Self {
-        Self { name, key: cluster_key, current: Arc::default() }
-    }
-
-    /// A channel to `endpoint` whose calls carry this service's token.
-    ///
-    /// # Errors
-    /// As [`connect_lazy`].
-    pub fn connect(&self, endpoint: &str) -> Result<ServiceChannel, Error> {
-        Ok(InterceptedService::new(connect_lazy(endpoint)?, self.clone()))
+impl TokenAuth {
+    /// Calls on behalf of `principal`, whose tokens `key` signs.
+    pub fn new(principal: Principal, key: Arc<SecretKey>, lifetime_seconds: i64) -> Self {
+        Self { principal, key, lifetime_seconds, current: Arc::default() }
     }
 
     /// The value of the `authorization` header: `Bearer ...`.
@@ -66,12 +60,12 @@ impl ServiceAuth {
         let now = now_seconds();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((expires, value)) = &*current
-            && expires - now > SERVICE_TOKEN_SECONDS / 2
+            && expires - now > self.lifetime_seconds / 2
         {
             return value.clone();
         }
-        let expires = now + SERVICE_TOKEN_SECONDS;
-        let claims = Claims { principal: Principal::Service { name: self.name.to_owned() }, expires };
+        let expires = now + self.lifetime_seconds;
+        let claims = Claims { principal: self.principal.clone(), expires };
         // Base64 and dots: always a valid header value.
         #[allow(clippy::expect_used)]
         let mut value: AsciiMetadataValue =
@@ -82,11 +76,41 @@ impl ServiceAuth {
     }
 }
 
-impl Interceptor for ServiceAuth {
+impl Interceptor for TokenAuth {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
         request.metadata_mut().insert("authorization", self.authorization());
         propagation::inject(request.metadata_mut());
         Ok(request)
+    }
+}
+
+/// Puts a service's token on its calls.
+#[derive(Debug, Clone)]
+pub struct ServiceAuth(TokenAuth);
+
+impl ServiceAuth {
+    /// Calls of the service `name`, signed with the cluster key.
+    pub fn new(name: &'static str, cluster_key: Arc<SecretKey>) -> Self {
+        Self(TokenAuth::new(Principal::Service { name: name.to_owned() }, cluster_key, SERVICE_TOKEN_SECONDS))
+    }
+
+    /// A channel to `endpoint` whose calls carry this service's token.
+    ///
+    /// # Errors
+    /// As [`connect_lazy`].
+    pub fn connect(&self, endpoint: &str) -> Result<ServiceChannel, Error> {
+        Ok(InterceptedService::new(connect_lazy(endpoint)?, self.clone()))
+    }
+
+    /// See [`TokenAuth::authorization`].
+    pub fn authorization(&self) -> AsciiMetadataValue {
+        self.0.authorization()
+    }
+}
+
+impl Interceptor for ServiceAuth {
+    fn call(&mut self, request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        self.0.call(request)
     }
 }
 

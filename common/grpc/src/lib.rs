@@ -17,5 +17,5 @@ pub mod page;
 pub mod server;
 
 pub use caller::{Caller, CallerLayer};
-pub use channel::{ServiceAuth, ServiceChannel, connect_lazy, with_account};
+pub use channel::{ServiceAuth, ServiceChannel, TokenAuth, connect_lazy, with_account};
 pub use server::{Readiness, Server, serve_http};
