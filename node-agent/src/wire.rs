@@ -62,6 +62,7 @@ pub fn attempt_key(key: &Key) -> AttemptKey {
         task_id: key.task.to_string(),
         attempt: key.attempt,
         task_number: key.number,
+        instance: 0,
     }
 }
 

@@ -214,6 +214,8 @@ impl Session {
                 }
             }
             Down::Redirect(redirect) => return Some(redirect.endpoint),
+            // Nothing asks for these yet.
+            Down::Proceed(_) | Down::Release(_) | Down::JobNodeAcks(_) => {}
         }
         None
     }

@@ -31,7 +31,7 @@ pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
 
 pub(super) async fn list(call: &Call) -> Result<Reply, Error> {
     let (page_size, page_token) = call.page(MAX_RESULTS)?;
-    let message = ListJobsRequest { filter: call.filter(), page_size, page_token };
+    let message = ListJobsRequest { filter: call.filter(), page_size, page_token, job_schedule_id: String::new() };
     let answer = call.backends.jobs().list_jobs(call.request(message)?).await?.into_inner();
     let values = answer.jobs.iter().map(|job| job_json::write(job, call.view())).collect();
     Ok(odata::page(call, "jobs", values, &answer.next_page_token))
@@ -67,6 +67,7 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
         on_all_tasks_complete: job_json::read_all_complete(&fields)?.unwrap_or_default().into(),
         metadata: fields.has("metadata").then_some(JobMetadata { items: metadata }),
         precondition: call.precondition()?,
+        auto_pool_keep_alive: None,
     };
     let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
     Ok(changed(StatusCode::OK, answer.job))
@@ -91,6 +92,7 @@ pub(super) async fn put(call: &Call) -> Result<Reply, Error> {
         on_all_tasks_complete: all_complete.into(),
         metadata: Some(JobMetadata { items: read_name_values(&fields, "metadata")? }),
         precondition: call.precondition()?,
+        auto_pool_keep_alive: None,
     };
     let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
     Ok(changed(StatusCode::OK, answer.job))

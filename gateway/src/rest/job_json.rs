@@ -59,6 +59,7 @@ pub fn read_new(body: &Value) -> Result<(String, JobSpec), Error> {
         job_preparation_task: fields.object("jobPreparationTask")?.map(|task| read_preparation(&task)).transpose()?,
         job_release_task: fields.object("jobReleaseTask")?.map(|task| read_release(&task)).transpose()?,
         client_settings_json: String::new(),
+        auto_pool: None,
     };
     let mut understood = Out::new();
     put_spec(&mut understood, &spec, Version::LATEST);

@@ -72,6 +72,7 @@ pub(super) fn read_spec(fields: &Fields<'_>) -> Result<TaskSpec, Error> {
         container_settings: read_container(fields)?,
         job_access: read_job_access(fields)?,
         client_settings_json: String::new(),
+        resources: None,
     })
 }
 

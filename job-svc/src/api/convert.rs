@@ -35,6 +35,8 @@ pub fn job(row: &JobRow) -> wire::Job {
         end_time: row.life.end.and_then(at),
         terminate_reason: row.life.terminate_reason.clone(),
         scheduling_error: None,
+        pool_id: row.pool.as_str().to_owned(),
+        job_schedule_id: String::new(),
     }
 }
 

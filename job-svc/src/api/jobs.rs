@@ -238,4 +238,14 @@ impl Api {
         let counts = self.store.counts(&account, &job_id(&request.job_id)?).await?;
         Ok(convert::counts(&counts))
     }
+
+    /// Nothing is prepared or released yet.
+    pub(super) async fn list_job_nodes(
+        &self,
+        account: AccountName,
+        request: wire::ListJobNodesRequest,
+    ) -> Answer<wire::ListJobNodesResponse> {
+        self.store.job(&account, &job_id(&request.job_id)?).await?;
+        Ok(wire::ListJobNodesResponse::default())
+    }
 }

@@ -120,4 +120,6 @@ rpcs! {
     reactivate_task: ReactivateTaskRequest -> ReactivateTaskResponse;
     list_attempts: ListAttemptsRequest -> ListAttemptsResponse;
     explain_task: ExplainTaskRequest -> ExplainTaskResponse;
+    list_subtasks: ListSubtasksRequest -> ListSubtasksResponse;
+    list_job_nodes: ListJobNodesRequest -> ListJobNodesResponse;
 }

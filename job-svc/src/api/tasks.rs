@@ -203,6 +203,7 @@ impl Api {
                             task_id: task.id.as_str().to_owned(),
                             attempt: task.task.attempt,
                             task_number: task.row,
+                            instance: 0,
                         };
                         self.registry.tell(&account, &job.pool, Note::Cleanup { node: run.node.clone(), key }).await;
                     }
@@ -263,7 +264,12 @@ impl Api {
     ) -> Answer<wire::ExplainTaskResponse> {
         let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
         let slots = task.facts.slots;
-        let explain = |reason: &str, message: String| wire::ExplainTaskResponse { reason: reason.to_owned(), message };
+        let explain = |reason: &str, message: String| wire::ExplainTaskResponse {
+            reason: reason.to_owned(),
+            message,
+            never: false,
+            details: Vec::new(),
+        };
         if task.task.state.phase() != Phase::Active {
             return Ok(explain("NotWaiting", "The task does not wait: it runs or has completed.".to_owned()));
         }
@@ -291,5 +297,15 @@ impl Api {
             WaitReason::NoFreeSlots => explain("NoFreeSlots", format!("No node has {slots} free slots at the moment.")),
             WaitReason::BehindOthers => explain("BehindOthers", "Other tasks go first.".to_owned()),
         })
+    }
+
+    /// Nothing has instances yet.
+    pub(super) async fn list_subtasks(
+        &self,
+        account: AccountName,
+        request: wire::ListSubtasksRequest,
+    ) -> Answer<wire::ListSubtasksResponse> {
+        self.find(&account, &request.job_id, &request.task_id).await?;
+        Ok(wire::ListSubtasksResponse::default())
     }
 }

@@ -159,6 +159,8 @@ impl Work {
                 Some(wire::work_up::Message::LeaseRequest(lease)) => Up::Lease(lease.sequence),
                 Some(wire::work_up::Message::Status(new)) => Up::Status(status(Some(&new))?, new.version),
                 Some(wire::work_up::Message::Goodbye(wire::Goodbye {})) => Up::Goodbye,
+                // Nothing asks for a preparation or a release yet.
+                Some(wire::work_up::Message::JobNodeReports(_)) => continue,
                 Some(wire::work_up::Message::Reports(reports)) => {
                     Up::Reports(reports.reports.into_iter().filter_map(report).collect())
                 }
@@ -201,7 +203,7 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 wire::EndCause::FileUploadError => EndCause::FileUploadError,
                 wire::EndCause::WallClockExpired => EndCause::WallClockExpired,
                 wire::EndCause::Stopped => EndCause::Stopped,
-                wire::EndCause::AgentFailure => EndCause::AgentFailure,
+                wire::EndCause::AgentFailure | wire::EndCause::PreparationFailed => EndCause::AgentFailure,
             };
             Report::Ended(AttemptEnd {
                 start: ended.start_time.as_ref().map(time),
@@ -212,6 +214,8 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 outputs_kept: ended.outputs_kept,
             })
         }
+        // Nothing has instances yet.
+        wire::attempt_report::What::Ready(wire::AttemptReady {}) => return None,
     };
     Some((report.key?, what))
 }

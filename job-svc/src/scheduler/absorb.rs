@@ -184,6 +184,7 @@ impl Actor {
                 task_id: task.id.as_str().to_owned(),
                 attempt: task.task.attempt,
                 task_number: row,
+                instance: 0,
             };
             self.batch.mail.to(conn).cleanup.tasks.push(key);
         }
@@ -233,6 +234,7 @@ impl Actor {
             task_id: task.id.as_str().to_owned(),
             attempt,
             task_number: task.row,
+            instance: 0,
         })
     }
 
@@ -254,6 +256,10 @@ impl Actor {
             assigned_time: Some(timestamp(assigned.as_micros())),
             created_time: Some(timestamp(task.created.as_micros())),
             retry_follows: retry_follows(task.task.retry_count, max_retries),
+            preparation: None,
+            authentication_token: String::new(),
+            instance: None,
+            job_number: task.job,
         };
         Ok(Some(assignment))
     }

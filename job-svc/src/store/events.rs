@@ -54,6 +54,8 @@ pub fn job(
             old_state: old.map_or(wire::JobState::Unspecified, job_state).into(),
             new_state: job_state(row.life.state).into(),
             reason: row.life.terminate_reason.clone(),
+            auto_pool: None,
+            job_schedule_id: String::new(),
         }),
     }
 }

@@ -43,7 +43,14 @@ fn deltas(event: &Event) -> Vec<Delta> {
     match &event.payload {
         Some(Payload::Task(task)) => of_task(&event.r#type, task),
         Some(Payload::Node(node)) => of_node(&event.r#type, node),
-        Some(Payload::Pool(_) | Payload::Job(_) | Payload::Blob(_)) | None => Vec::new(),
+        Some(
+            Payload::Pool(_)
+            | Payload::Job(_)
+            | Payload::Blob(_)
+            | Payload::JobSchedule(_)
+            | Payload::AutoPoolFailed(_),
+        )
+        | None => Vec::new(),
     }
 }
 

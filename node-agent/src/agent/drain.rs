@@ -74,6 +74,7 @@ impl Agent {
             pack: settings.node_fill_type() == NodeFillType::Pack,
             order_jobs_by_creation: settings.job_default_order() == JobDefaultOrder::CreationTime,
             version: state.status_version,
+            resources: None,
         };
         (state.status_version, status)
     }
