@@ -133,7 +133,12 @@ pub async fn run(client: &Client, format: Format, command: JobCommand) -> Outcom
         JobCommand::List(args) => {
             let list = pages(args.limit, |page_size, page_token| {
                 let mut jobs = client.jobs();
-                let request = ListJobsRequest { filter: args.filter.clone(), page_size, page_token };
+                let request = ListJobsRequest {
+                    filter: args.filter.clone(),
+                    page_size,
+                    page_token,
+                    job_schedule_id: String::new(),
+                };
                 async move {
                     let page = jobs.list_jobs(request).await?.into_inner();
                     Ok((page.jobs, page.next_page_token))

@@ -79,6 +79,12 @@ fn summary(event: &Event) -> String {
             words.join(" ")
         }
         Some(Payload::Blob(blob)) => text::bytes(blob.content_length),
+        Some(Payload::JobSchedule(schedule)) => {
+            format!("{} {}", text::word(schedule.new_state().as_str_name(), "JOB_SCHEDULE_STATE"), schedule.reason)
+        }
+        Some(Payload::AutoPoolFailed(failed)) => {
+            failed.failure.as_ref().map(|failure| format!("{}: {}", failure.code, failure.message)).unwrap_or_default()
+        }
         None => String::new(),
     }
     .trim_end()

@@ -334,4 +334,6 @@ service!(JobService {
     reactivate_task(ReactivateTaskRequest) -> ReactivateTaskResponse;
     list_attempts(ListAttemptsRequest) -> ListAttemptsResponse;
     explain_task(ExplainTaskRequest) -> ExplainTaskResponse;
+    list_subtasks(ListSubtasksRequest) -> ListSubtasksResponse;
+    list_job_nodes(ListJobNodesRequest) -> ListJobNodesResponse;
 );

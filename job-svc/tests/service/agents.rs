@@ -43,7 +43,7 @@ async fn slots_are_not_given_twice_and_reports_may_repeat() {
     agent.end(&key, 0).await;
     assert_eq!(agent.acks().await[0], key);
     // An attempt nobody knows is acknowledged, too.
-    let unknown = AttemptKey { job_id: "j1".into(), task_id: "none".into(), attempt: 9, task_number: 0 };
+    let unknown = AttemptKey { job_id: "j1".into(), task_id: "none".into(), attempt: 9, ..AttemptKey::default() };
     agent.end(&unknown, 0).await;
     eventually("the ack", || async { Some(()) }).await;
     client.task_becomes("j1", "wide", TaskState::Completed).await;

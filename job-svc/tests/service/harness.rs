@@ -146,6 +146,7 @@ pub fn status(slots: i32, accepting: bool) -> WorkerStatus {
         pack: false,
         order_jobs_by_creation: false,
         version: 1,
+        resources: None,
     }
 }
 
