@@ -350,7 +350,7 @@ impl World {
 }
 
 pub fn key(task: &str, attempt: u32) -> AttemptKey {
-    AttemptKey { job_id: "j".into(), task_id: task.into(), attempt, task_number: 1 }
+    AttemptKey { job_id: "j".into(), task_id: task.into(), attempt, task_number: 1, instance: 0 }
 }
 
 pub fn task(id: &str, command_line: &str) -> TaskSpec {
