@@ -54,7 +54,7 @@ async fn keys_tokens_and_signatures_of_one_account_do_not_open_another() {
         bearer(&s.cluster_key, account("acct")),
         bearer(&s.cluster_key, Principal::Service { name: "gateway".into() }),
         bearer(&s.cluster_key, Principal::Join { account: "acct".into(), pool: "p".into(), node: "n".into() }),
-        bearer(&s.cluster_key, Principal::Job { account: "acct".into(), job: "j".into() }),
+        bearer(&s.cluster_key, Principal::Job { account: "acct".into(), job: "j".into(), created_micros: 1 }),
         "SharedKey stranger:AAAA".to_owned(),
     ] {
         for host in [s.blob.to_string(), "stranger.example.org".to_owned(), "acct.example.org".to_owned()] {

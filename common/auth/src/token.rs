@@ -59,6 +59,9 @@ pub enum Principal {
         account: String,
         /// The job.
         job: String,
+        /// When that job was created, in microseconds since the Unix epoch: a
+        /// later job of the same id is another one.
+        created_micros: i64,
     },
 }
 
