@@ -12,6 +12,7 @@
 //! threads where services run, one where only calls are made.
 
 pub mod array;
+pub mod bench;
 pub mod command_line;
 pub mod commands;
 pub mod connect;
