@@ -43,7 +43,9 @@ pub fn job(row: &JobRow) -> wire::Job {
 fn result_of(outcome: Outcome) -> ExecutionResult {
     match outcome {
         Outcome::Succeeded => ExecutionResult::Success,
-        Outcome::Failed | Outcome::Terminated | Outcome::Requeued | Outcome::NodeLost => ExecutionResult::Failure,
+        Outcome::Failed | Outcome::Terminated | Outcome::Requeued | Outcome::NodeLost | Outcome::Preempted => {
+            ExecutionResult::Failure
+        }
     }
 }
 
@@ -66,7 +68,7 @@ pub fn task(job: &JobRow, row: &TaskRow) -> Result<wire::Task, Error> {
     let mut node = None;
     match &task.state {
         TaskState::Active => {}
-        TaskState::Running { node: runs_on, assigned, started } => {
+        TaskState::Running { node: runs_on, assigned, started, .. } => {
             execution.start_time = at(started.unwrap_or(*assigned));
             node = Some(runs_on);
         }
@@ -125,12 +127,14 @@ pub fn past_attempt(record: &AttemptRecord) -> wire::Attempt {
         Outcome::Terminated => wire::AttemptOutcome::Terminated,
         Outcome::Requeued => wire::AttemptOutcome::Requeued,
         Outcome::NodeLost => wire::AttemptOutcome::NodeLost,
+        Outcome::Preempted => wire::AttemptOutcome::Preempted,
     };
     wire::Attempt {
         end_time: at(record.end),
         exit_code: record.exit_code,
         failure: record.failure.clone(),
         outcome: outcome.into(),
+        reason: record.requeued.map_or_else(String::new, |cause| cause.reason().to_owned()),
         ..attempt(record.number, &record.run)
     }
 }

@@ -62,6 +62,7 @@ pub fn task_matches(filter: &Filter, row: &TaskRow) -> bool {
         "id" => text(row.id.as_str()),
         "state" => text(match state.phase() {
             Phase::Active => "active",
+            Phase::Preparing => "preparing",
             Phase::Running => "running",
             Phase::Completed => "completed",
         }),

@@ -203,7 +203,8 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 wire::EndCause::FileUploadError => EndCause::FileUploadError,
                 wire::EndCause::WallClockExpired => EndCause::WallClockExpired,
                 wire::EndCause::Stopped => EndCause::Stopped,
-                wire::EndCause::AgentFailure | wire::EndCause::PreparationFailed => EndCause::AgentFailure,
+                wire::EndCause::AgentFailure => EndCause::AgentFailure,
+                wire::EndCause::PreparationFailed => EndCause::PreparationFailed,
             };
             Report::Ended(AttemptEnd {
                 start: ended.start_time.as_ref().map(time),

@@ -52,7 +52,11 @@ fn options<'a>(conditions: &'a ExitConditions, end: &AttemptEnd) -> Option<&'a E
         EndCause::PreProcessingError => conditions.pre_processing_error.as_ref().or(default),
         EndCause::FileUploadError => conditions.file_upload_error.as_ref().or(default),
         EndCause::Exited if end.exit_code == Some(0) => None,
-        EndCause::Exited | EndCause::WallClockExpired | EndCause::Stopped | EndCause::AgentFailure => default,
+        EndCause::Exited
+        | EndCause::WallClockExpired
+        | EndCause::Stopped
+        | EndCause::AgentFailure
+        | EndCause::PreparationFailed => default,
     }
 }
 

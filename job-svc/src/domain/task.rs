@@ -2,9 +2,13 @@
 //!
 //! | state \ event | assign | start | finish | retry | requeue | give up | terminate | reactivate |
 //! |---|---|---|---|---|---|---|---|---|
-//! | active | running, attempt + 1 | - | - | - | - | - | completed | `TaskNotCompleted` |
+//! | active | preparing or running, attempt + 1 | - | - | - | - | - | completed | `TaskNotCompleted` |
+//! | preparing | - | running | completed | active, retries + 1 | active | completed | completed | `TaskNotCompleted` |
 //! | running | - | running | completed | active, retries + 1 | active | completed | completed | `TaskNotCompleted` |
 //! | completed | - | - | - | - | - | - | `TaskCompleted` | active if failed, else `TaskSucceeded` |
+//!
+//! *Preparing* is a running task that waits for its job's preparation on its
+//! node ([`TaskState::Running`] has both: an attempt is bound to a node).
 //!
 //! `-` is refused as [`Rejected::Impossible`]: the scheduler never asks for it
 //! unless its picture is wrong. Events that speak of an attempt are refused as
@@ -64,6 +68,8 @@ pub enum TaskState {
         assigned: Timestamp,
         /// When the agent began; absent until it said so.
         started: Option<Timestamp>,
+        /// It waits for the preparation of its job on this node.
+        preparing: bool,
     },
     /// Over.
     Completed {
@@ -85,6 +91,8 @@ pub enum TaskState {
 pub enum Phase {
     /// See [`TaskState::Active`].
     Active,
+    /// [`TaskState::Running`], before its job's preparation is done there.
+    Preparing,
     /// See [`TaskState::Running`].
     Running,
     /// See [`TaskState::Completed`].
@@ -115,6 +123,8 @@ pub enum Outcome {
     Requeued,
     /// Given back because its node was lost.
     NodeLost,
+    /// Given back to make room for something more urgent.
+    Preempted,
 }
 
 /// What ended an attempt, as its agent saw it.
@@ -132,6 +142,8 @@ pub enum EndCause {
     Stopped,
     /// The agent's fault.
     AgentFailure,
+    /// The job's preparation task failed on this node.
+    PreparationFailed,
 }
 
 /// The agent's report of an end.
@@ -166,6 +178,8 @@ pub struct AttemptRecord {
     pub failure: Option<FailureInfo>,
     /// How it ended.
     pub outcome: Outcome,
+    /// Why it was given back; absent if it was not.
+    pub requeued: Option<RequeueCause>,
 }
 
 /// What happens to a task.
@@ -175,6 +189,8 @@ pub enum TaskEvent {
     Assign {
         /// Which.
         node: Arc<NodeId>,
+        /// The job's preparation has to end well there first.
+        preparing: bool,
     },
     /// The agent began with the attempt.
     Start {
@@ -228,6 +244,10 @@ pub enum RequeueCause {
     NodeLost,
     /// The agent could not run it.
     AgentFailure,
+    /// The job's preparation task failed on the node.
+    PreparationFailed,
+    /// Something more urgent needed its place.
+    Preempted,
 }
 
 /// Why a task is not tried again.
@@ -261,9 +281,22 @@ impl GiveUpCause {
 }
 
 impl RequeueCause {
-    /// Whether a user caused it.
-    pub fn by_user(self) -> bool {
-        matches!(self, Self::JobDisabled | Self::NodeAction)
+    /// Whether it is counted as a requeue: somebody wanted it.
+    pub fn is_wanted(self) -> bool {
+        matches!(self, Self::JobDisabled | Self::NodeAction | Self::Preempted)
+    }
+
+    /// Whether it is counted among those that [`MAX_INTERNAL_RETRIES`] limits.
+    pub fn is_internal(self) -> bool {
+        matches!(self, Self::NodeLost | Self::AgentFailure)
+    }
+
+    fn outcome(self) -> Outcome {
+        match self {
+            Self::JobDisabled | Self::NodeAction | Self::PreparationFailed => Outcome::Requeued,
+            Self::NodeLost | Self::AgentFailure => Outcome::NodeLost,
+            Self::Preempted => Outcome::Preempted,
+        }
     }
 
     /// The word events give as reason.
@@ -273,6 +306,8 @@ impl RequeueCause {
             Self::NodeAction => "NodeAction",
             Self::NodeLost => "NodeLost",
             Self::AgentFailure => "AgentFailure",
+            Self::PreparationFailed => "PreparationFailed",
+            Self::Preempted => "Preempted",
         }
     }
 }
@@ -338,7 +373,7 @@ pub fn judge(end: &AttemptEnd, retry_count: u32, max: i32) -> Verdict {
         EndCause::Exited | EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::WallClockExpired => {
             Verdict::Finish
         }
-        EndCause::Stopped | EndCause::AgentFailure => Verdict::Requeue,
+        EndCause::Stopped | EndCause::AgentFailure | EndCause::PreparationFailed => Verdict::Requeue,
     }
 }
 
@@ -352,7 +387,8 @@ impl TaskState {
     pub fn phase(&self) -> Phase {
         match self {
             Self::Active => Phase::Active,
-            Self::Running { .. } => Phase::Running,
+            Self::Running { preparing: true, .. } => Phase::Preparing,
+            Self::Running { preparing: false, .. } => Phase::Running,
             Self::Completed { .. } => Phase::Completed,
         }
     }
@@ -380,8 +416,9 @@ impl Task {
     /// [`Rejected`] if the event does not apply; nothing has changed then.
     pub fn apply(&self, event: TaskEvent, now: Timestamp) -> Result<Transition, Rejected> {
         match (&self.state, event) {
-            (TaskState::Active, TaskEvent::Assign { node }) => {
-                let mut task = self.moved(TaskState::Running { node, assigned: now, started: None }, now);
+            (TaskState::Active, TaskEvent::Assign { node, preparing }) => {
+                let state = TaskState::Running { node, assigned: now, started: None, preparing };
+                let mut task = self.moved(state, now);
                 task.attempt += 1;
                 Ok(Transition { task, history: None })
             }
@@ -395,13 +432,15 @@ impl Task {
                 };
                 Ok(Transition { task: self.moved(state, now), history: None })
             }
-            (TaskState::Running { node, assigned, .. }, TaskEvent::Start { attempt, at }) => {
+            (TaskState::Running { node, assigned, preparing, .. }, TaskEvent::Start { attempt, at }) => {
                 self.expect(attempt)?;
-                let mut task = self.clone();
-                task.state = TaskState::Running { node: node.clone(), assigned: *assigned, started: Some(at) };
+                let state =
+                    TaskState::Running { node: node.clone(), assigned: *assigned, started: Some(at), preparing: false };
+                // Without preparation it has been in this state since it was bound.
+                let task = if *preparing { self.moved(state, now) } else { Self { state, ..self.clone() } };
                 Ok(Transition { task, history: None })
             }
-            (TaskState::Running { node, assigned, started }, TaskEvent::Finish { attempt, end }) => {
+            (TaskState::Running { node, assigned, started, .. }, TaskEvent::Finish { attempt, end }) => {
                 self.expect(attempt)?;
                 let run = Run { node: node.clone(), assigned: *assigned, started: started.or(end.start) };
                 let failure = failure_of(&end);
@@ -410,7 +449,7 @@ impl Task {
                     TaskState::Completed { end: end.end, outcome, run: Some(run), exit_code: end.exit_code, failure };
                 Ok(Transition { task: self.moved(state, now), history: None })
             }
-            (TaskState::Running { node, assigned, started }, TaskEvent::Retry { attempt, end }) => {
+            (TaskState::Running { node, assigned, started, .. }, TaskEvent::Retry { attempt, end }) => {
                 self.expect(attempt)?;
                 let history = AttemptRecord {
                     number: attempt,
@@ -419,13 +458,14 @@ impl Task {
                     exit_code: end.exit_code,
                     failure: failure_of(&end),
                     outcome: Outcome::Failed,
+                    requeued: None,
                 };
                 let mut task = self.moved(TaskState::Active, now);
                 task.retry_count += 1;
                 task.last_retry = Some(now);
                 Ok(Transition { task, history: Some(history) })
             }
-            (TaskState::Running { node, assigned, started }, TaskEvent::Requeue { attempt, cause }) => {
+            (TaskState::Running { node, assigned, started, .. }, TaskEvent::Requeue { attempt, cause }) => {
                 self.expect(attempt)?;
                 let history = AttemptRecord {
                     number: attempt,
@@ -433,18 +473,18 @@ impl Task {
                     end: now,
                     exit_code: None,
                     failure: None,
-                    outcome: if cause.by_user() { Outcome::Requeued } else { Outcome::NodeLost },
+                    outcome: cause.outcome(),
+                    requeued: Some(cause),
                 };
                 let mut task = self.moved(TaskState::Active, now);
-                if cause.by_user() {
+                if cause.is_wanted() {
                     task.requeue_count += 1;
                     task.last_requeue = Some(now);
-                } else {
-                    task.internal_retry_count += 1;
                 }
+                task.internal_retry_count += u32::from(cause.is_internal());
                 Ok(Transition { task, history: Some(history) })
             }
-            (TaskState::Running { node, assigned, started }, TaskEvent::GiveUp { attempt, cause }) => {
+            (TaskState::Running { node, assigned, started, .. }, TaskEvent::GiveUp { attempt, cause }) => {
                 self.expect(attempt)?;
                 let state = TaskState::Completed {
                     end: now,
@@ -455,7 +495,7 @@ impl Task {
                 };
                 Ok(Transition { task: self.moved(state, now), history: None })
             }
-            (TaskState::Running { node, assigned, started }, TaskEvent::Terminate) => {
+            (TaskState::Running { node, assigned, started, .. }, TaskEvent::Terminate) => {
                 let state = TaskState::Completed {
                     end: now,
                     outcome: Outcome::Terminated,
@@ -476,6 +516,7 @@ impl Task {
                     exit_code: *exit_code,
                     failure: failure.clone(),
                     outcome: *outcome,
+                    requeued: None,
                 });
                 let mut task = self.moved(TaskState::Active, now);
                 task.retry_count = 0;
@@ -511,7 +552,7 @@ impl Task {
     pub fn latest_attempt(&self) -> Option<LatestAttempt> {
         match &self.state {
             TaskState::Active => None,
-            TaskState::Running { node, assigned, started } => Some(LatestAttempt::Running {
+            TaskState::Running { node, assigned, started, .. } => Some(LatestAttempt::Running {
                 number: self.attempt,
                 run: Run { node: node.clone(), assigned: *assigned, started: *started },
             }),
@@ -523,6 +564,7 @@ impl Task {
                     exit_code: *exit_code,
                     failure: failure.clone(),
                     outcome: *outcome,
+                    requeued: None,
                 })
             }),
         }
@@ -570,7 +612,10 @@ fn failure_of(end: &AttemptEnd) -> Option<FailureInfo> {
             }),
         },
         EndCause::WallClockExpired | EndCause::Stopped => Some(ended_failure()),
-        EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::AgentFailure => Some(FailureInfo {
+        EndCause::PreProcessingError
+        | EndCause::FileUploadError
+        | EndCause::AgentFailure
+        | EndCause::PreparationFailed => Some(FailureInfo {
             category: ErrorCategory::Server.into(),
             code: "Unknown".to_owned(),
             message: "The node gave no reason for the failure".to_owned(),

@@ -22,7 +22,11 @@ fn exited(code: i32) -> AttemptEnd {
 }
 
 fn running() -> Task {
-    Task::new(at(0)).apply(TaskEvent::Assign { node: node() }, at(1)).unwrap().task
+    Task::new(at(0)).apply(TaskEvent::Assign { node: node(), preparing: false }, at(1)).unwrap().task
+}
+
+fn preparing() -> Task {
+    Task::new(at(0)).apply(TaskEvent::Assign { node: node(), preparing: true }, at(1)).unwrap().task
 }
 
 fn completed(code: i32) -> Task {
@@ -31,7 +35,7 @@ fn completed(code: i32) -> Task {
 
 fn events() -> Vec<(&'static str, TaskEvent)> {
     vec![
-        ("assign", TaskEvent::Assign { node: node() }),
+        ("assign", TaskEvent::Assign { node: node(), preparing: false }),
         ("start", TaskEvent::Start { attempt: 1, at: at(2) }),
         ("finish", TaskEvent::Finish { attempt: 1, end: exited(0) }),
         ("retry", TaskEvent::Retry { attempt: 1, end: exited(1) }),
@@ -45,8 +49,9 @@ fn events() -> Vec<(&'static str, TaskEvent)> {
 #[test]
 fn every_cell_of_the_table() {
     use Phase::{Active, Completed, Running};
+    assert_eq!(preparing().state.phase(), Phase::Preparing);
     use Rejected::{Impossible, TaskCompleted, TaskNotCompleted, TaskSucceeded};
-    let table: [(Task, [Result<Phase, Rejected>; 8]); 4] = [
+    let table: [(Task, [Result<Phase, Rejected>; 8]); 5] = [
         (
             Task::new(at(0)),
             [
@@ -62,6 +67,19 @@ fn every_cell_of_the_table() {
         ),
         (
             running(),
+            [
+                Err(Impossible),
+                Ok(Running),
+                Ok(Completed),
+                Ok(Active),
+                Ok(Active),
+                Ok(Completed),
+                Ok(Completed),
+                Err(TaskNotCompleted),
+            ],
+        ),
+        (
+            preparing(),
             [
                 Err(Impossible),
                 Ok(Running),
@@ -137,12 +155,30 @@ fn counters_tell_retries_requeues_and_losses_apart() {
 }
 
 #[test]
+fn a_task_that_was_prepared_runs_from_its_start_on() {
+    let begun = preparing().apply(TaskEvent::Start { attempt: 1, at: at(3) }, at(4)).unwrap().task;
+    assert_eq!((begun.since, begun.previous), (at(4), Some((Phase::Preparing, at(1)))));
+    let at_once = running().apply(TaskEvent::Start { attempt: 1, at: at(3) }, at(4)).unwrap().task;
+    assert_eq!((at_once.since, at_once.previous), (at(1), Some((Phase::Active, at(0)))));
+    for (cause, outcome, counted) in [
+        (RequeueCause::PreparationFailed, Outcome::Requeued, (0, 0)),
+        (RequeueCause::Preempted, Outcome::Preempted, (1, 0)),
+        (RequeueCause::AgentFailure, Outcome::NodeLost, (0, 1)),
+    ] {
+        let again = preparing().apply(TaskEvent::Requeue { attempt: 1, cause }, at(5)).unwrap();
+        let history = again.history.unwrap();
+        assert_eq!((history.outcome, history.requeued), (outcome, Some(cause)));
+        assert_eq!((again.task.requeue_count, again.task.internal_retry_count), counted, "{cause:?}");
+    }
+}
+
+#[test]
 fn reactivation_clears_the_past_but_keeps_it_as_history() {
     let task = completed(4);
     let again = task.apply(TaskEvent::Reactivate, at(10)).unwrap();
     assert_eq!((again.task.retry_count, again.task.internal_retry_count, again.task.attempt), (0, 0, 1));
     assert_eq!(again.history.unwrap().exit_code, Some(4));
-    let second = again.task.apply(TaskEvent::Assign { node: node() }, at(11)).unwrap().task;
+    let second = again.task.apply(TaskEvent::Assign { node: node(), preparing: false }, at(11)).unwrap().task;
     assert_eq!(second.attempt, 2);
 }
 
@@ -179,6 +215,7 @@ fn only_exit_codes_are_retried() {
         (with(EndCause::WallClockExpired, Some(137)), 0, -1, Verdict::Finish),
         (with(EndCause::Stopped, Some(137)), 0, 0, Verdict::Requeue),
         (with(EndCause::AgentFailure, None), 0, 0, Verdict::Requeue),
+        (with(EndCause::PreparationFailed, None), 0, 0, Verdict::Requeue),
     ] {
         assert_eq!(judge(&end, retries, max), verdict, "{end:?} {retries}/{max}");
     }

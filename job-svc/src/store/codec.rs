@@ -12,7 +12,7 @@ use kiln_time::Timestamp;
 use prost::Message;
 
 use crate::domain::job::{DisableTasks, JobLife, JobState};
-use crate::domain::task::{AttemptRecord, Outcome, Phase, Run, Task, TaskState};
+use crate::domain::task::{AttemptRecord, Outcome, Phase, RequeueCause, Run, Task, TaskState};
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct StoredTask {
@@ -72,6 +72,9 @@ struct StoredAttempt {
     run: Option<StoredRun>,
     #[prost(message, optional, tag = "3")]
     end: Option<StoredEnd>,
+    /// Why it was given back; 0 if it was not.
+    #[prost(uint32, tag = "4")]
+    requeued: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -94,6 +97,7 @@ struct StoredLife {
 pub fn phase_number(phase: Phase) -> u32 {
     match phase {
         Phase::Active => 1,
+        Phase::Preparing => 2,
         Phase::Running => 3,
         Phase::Completed => 4,
     }
@@ -102,6 +106,7 @@ pub fn phase_number(phase: Phase) -> u32 {
 fn phase(number: u32) -> Option<Phase> {
     match number {
         1 => Some(Phase::Active),
+        2 => Some(Phase::Preparing),
         3 => Some(Phase::Running),
         4 => Some(Phase::Completed),
         _ => None,
@@ -115,6 +120,7 @@ fn outcome_number(outcome: Outcome) -> u32 {
         Outcome::Terminated => 3,
         Outcome::Requeued => 4,
         Outcome::NodeLost => 5,
+        Outcome::Preempted => 6,
     }
 }
 
@@ -125,8 +131,33 @@ fn outcome(number: u32) -> Result<Outcome, StoreError> {
         3 => Outcome::Terminated,
         4 => Outcome::Requeued,
         5 => Outcome::NodeLost,
+        6 => Outcome::Preempted,
         other => return Err(damaged(format!("outcome {other}"))),
     })
+}
+
+fn cause_number(cause: RequeueCause) -> u32 {
+    match cause {
+        RequeueCause::JobDisabled => 1,
+        RequeueCause::NodeAction => 2,
+        RequeueCause::NodeLost => 3,
+        RequeueCause::AgentFailure => 4,
+        RequeueCause::PreparationFailed => 5,
+        RequeueCause::Preempted => 6,
+    }
+}
+
+fn cause(number: u32) -> Result<Option<RequeueCause>, StoreError> {
+    Ok(Some(match number {
+        0 => return Ok(None),
+        1 => RequeueCause::JobDisabled,
+        2 => RequeueCause::NodeAction,
+        3 => RequeueCause::NodeLost,
+        4 => RequeueCause::AgentFailure,
+        5 => RequeueCause::PreparationFailed,
+        6 => RequeueCause::Preempted,
+        other => return Err(damaged(format!("requeue cause {other}"))),
+    }))
 }
 
 fn damaged(what: impl Into<String>) -> StoreError {
@@ -154,7 +185,7 @@ fn run(stored: StoredRun) -> Result<Run, StoreError> {
 pub fn encode_task(task: &Task) -> Vec<u8> {
     let (run, end) = match &task.state {
         TaskState::Active => (None, None),
-        TaskState::Running { node, assigned, started } => {
+        TaskState::Running { node, assigned, started, .. } => {
             (Some(stored_run(&Run { node: node.clone(), assigned: *assigned, started: *started })), None)
         }
         TaskState::Completed { end, outcome, run, exit_code, failure } => (
@@ -193,9 +224,10 @@ pub fn decode_task(bytes: &[u8]) -> Result<Task, StoreError> {
     let run = stored.run.map(run).transpose()?;
     let state = match phase(stored.phase) {
         Some(Phase::Active) => TaskState::Active,
-        Some(Phase::Running) => {
+        Some(phase @ (Phase::Preparing | Phase::Running)) => {
             let run = run.ok_or_else(|| damaged("a running task without a node"))?;
-            TaskState::Running { node: run.node, assigned: run.assigned, started: run.started }
+            let preparing = phase == Phase::Preparing;
+            TaskState::Running { node: run.node, assigned: run.assigned, started: run.started, preparing }
         }
         Some(Phase::Completed) => {
             let end = stored.end.ok_or_else(|| damaged("a completed task without an end"))?;
@@ -233,6 +265,7 @@ pub fn encode_attempt(attempt: &AttemptRecord) -> Vec<u8> {
             exit_code: attempt.exit_code,
             failure: attempt.failure.clone(),
         }),
+        requeued: attempt.requeued.map_or(0, cause_number),
     };
     stored.encode_to_vec()
 }
@@ -253,6 +286,7 @@ pub fn decode_attempt(bytes: &[u8]) -> Result<AttemptRecord, StoreError> {
         exit_code: end.exit_code,
         failure: end.failure,
         outcome: outcome(end.outcome)?,
+        requeued: cause(stored.requeued)?,
     })
 }
 

@@ -101,7 +101,7 @@ fn write(row: &TaskRow, event: TaskEvent) -> (TaskWrite, Task) {
 }
 
 fn assign() -> TaskEvent {
-    TaskEvent::Assign { node: Arc::new(NodeId::parse("n1").unwrap()) }
+    TaskEvent::Assign { node: Arc::new(NodeId::parse("n1").unwrap()), preparing: false }
 }
 
 fn end(code: i32) -> AttemptEnd {

@@ -29,6 +29,7 @@ pub fn job_state(state: JobState) -> wire::JobState {
 pub fn task_state(phase: Phase) -> wire::TaskState {
     match phase {
         Phase::Active => wire::TaskState::Active,
+        Phase::Preparing => wire::TaskState::Preparing,
         Phase::Running => wire::TaskState::Running,
         Phase::Completed => wire::TaskState::Completed,
     }
@@ -97,7 +98,7 @@ pub fn task(
             exit = *exit_code;
             result = match outcome {
                 Outcome::Succeeded => ExecutionResult::Success,
-                Outcome::Failed | Outcome::Terminated | Outcome::Requeued | Outcome::NodeLost => {
+                Outcome::Failed | Outcome::Terminated | Outcome::Requeued | Outcome::NodeLost | Outcome::Preempted => {
                     ExecutionResult::Failure
                 }
             };

@@ -328,6 +328,7 @@ impl Core {
                 return;
             }
             Phase::Requeuing(cause) => cause,
+            Phase::Running if end.cause == EndCause::PreparationFailed => RequeueCause::PreparationFailed,
             Phase::Running => RequeueCause::AgentFailure,
         };
         let default = self.jobs.get(&live.job).map_or(0, |job| job.view.default_retries);
@@ -402,13 +403,13 @@ impl Core {
 
     /// The attempt is over; the task waits again, unless that was so too often.
     fn give_back(&mut self, row: Row, live: Live, cause: RequeueCause, now: Now, fx: &mut Effects) {
-        if !cause.by_user() && live.internal_retries >= MAX_INTERNAL_RETRIES {
+        if cause.is_internal() && live.internal_retries >= MAX_INTERNAL_RETRIES {
             self.give_up(row, live, GiveUpCause::TooManyInternalRetries, now, fx);
             return;
         }
         fx.tasks.push((row, live.job, TaskEvent::Requeue { attempt: live.attempt, cause }));
         self.release(row, live);
-        let internal_retries = live.internal_retries + u32::from(!cause.by_user());
+        let internal_retries = live.internal_retries + u32::from(cause.is_internal());
         self.insert_ready(live.job, ReadyTask { internal_retries, ..live.ready(row) });
         self.requeue_job(live.job);
         self.settle(live.job, now, fx);

@@ -56,7 +56,7 @@ impl Core {
             self.bind(key, task, index);
             self.requeue_job(key);
             if let Some(node) = self.nodes[index as usize].as_ref() {
-                fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone() }));
+                fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone(), preparing: false }));
                 if let Some(conn) = node.conn {
                     fx.sends.push(Send::Assign(conn, row, task.attempt));
                 }

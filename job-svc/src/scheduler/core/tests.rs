@@ -65,7 +65,7 @@ fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
 
 fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {
     let assigned = fx.tasks.iter().filter_map(|(row, job, event)| match event {
-        TaskEvent::Assign { node } => Some((*job, *row, node.to_string())),
+        TaskEvent::Assign { node, .. } => Some((*job, *row, node.to_string())),
         _ => None,
     });
     assigned.collect()

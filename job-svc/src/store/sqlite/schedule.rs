@@ -46,7 +46,7 @@ pub(super) fn open_tasks(
             node: None,
         };
         // Of a task that never ran the columns say everything.
-        if attempt > 0 || row.get::<_, u32>(6)? == codec::phase_number(Phase::Running) {
+        if attempt > 0 || row.get::<_, u32>(6)? != codec::phase_number(Phase::Active) {
             let task = codec::decode_task(row.get_ref(7)?.as_blob().map_err(damaged)?)?;
             open.internal_retries = task.internal_retry_count;
             open.reactivated = matches!(task.previous, Some((Phase::Completed, _)));

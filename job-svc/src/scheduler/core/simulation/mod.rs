@@ -213,7 +213,7 @@ impl World {
     fn is_done(&self) -> bool {
         let open = |task: &Stored| match task.task.state.phase() {
             TaskPhase::Completed => false,
-            TaskPhase::Running => true,
+            TaskPhase::Preparing | TaskPhase::Running => true,
             // In a job that has ended they stay as they are.
             TaskPhase::Active => self.jobs[&task.job].state != JobState::Completed,
         };
