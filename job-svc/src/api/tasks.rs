@@ -128,7 +128,7 @@ impl Api {
         let command = Command {
             job: job.row,
             row: task.row,
-            slots: task.facts.slots,
+            needs: task.facts.needs,
             answer: (!request.id.is_empty()).then_some(remembered),
             reply,
         };
@@ -263,7 +263,8 @@ impl Api {
         request: wire::ExplainTaskRequest,
     ) -> Answer<wire::ExplainTaskResponse> {
         let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-        let slots = task.facts.slots;
+        let needs = task.facts.needs;
+        let slots = needs.slots;
         let explain = |reason: &str, message: String| wire::ExplainTaskResponse {
             reason: reason.to_owned(),
             message,
@@ -274,7 +275,7 @@ impl Api {
             return Ok(explain("NotWaiting", "The task does not wait: it runs or has completed.".to_owned()));
         }
         let (reply, answer) = oneshot::channel();
-        let note = Note::Explain { job: job.row, row: task.row, slots, reply };
+        let note = Note::Explain { job: job.row, row: task.row, needs, reply };
         self.registry.tell(&account, &job.pool, note).await;
         let state = job.life.state.name();
         let reason = answer.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;

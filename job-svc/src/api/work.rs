@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::domain::needs::Capacity;
 use crate::domain::task::{AttemptEnd, EndCause};
 use crate::scheduler::core::{Conn, NodeStatus, RunningTasks};
 use crate::scheduler::link::OUTGOING;
@@ -186,6 +187,8 @@ fn status(status: Option<&wire::WorkerStatus>) -> Result<NodeStatus, Error> {
         running_tasks,
         pack: status.pack,
         by_creation: status.order_jobs_by_creation,
+        dedicated: status.is_dedicated,
+        capacity: Capacity::of(status.resources.as_ref()),
     })
 }
 

@@ -6,6 +6,7 @@
 //! - [`spec`]: what users may ask for. Specs are data that is kept and given
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
 //!   needs are taken out once, when a task is added;
+//! - [`needs`]: what tasks need of nodes, and what nodes have;
 //! - [`etag`]: versions of records as clients see them;
 //! - [`error`]: everything that can be refused.
 
@@ -13,6 +14,7 @@ pub mod error;
 pub mod etag;
 pub mod exit;
 pub mod job;
+pub mod needs;
 pub mod spec;
 pub mod task;
 

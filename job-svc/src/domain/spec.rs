@@ -11,6 +11,7 @@ use kiln_proto::common::v1::{EnvironmentSetting, NameValue, OutputFile, Resource
 use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec};
 use prost::Message;
 
+use super::needs::Needs;
 use super::{Error, exit};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
@@ -27,8 +28,8 @@ pub const INHERIT_RETRIES: i32 = i32::MIN;
 /// What the scheduler needs to know of a task, apart from its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskFacts {
-    /// Slots it takes on a node.
-    pub slots: u16,
+    /// What it needs of a node.
+    pub needs: Needs,
     /// Retries, or [`INHERIT_RETRIES`].
     pub max_retries: i32,
     /// Hash of the node it would like; 0 for none.
@@ -261,7 +262,8 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
     }
     let wanted = spec.affinity_id.strip_prefix("TVM:").unwrap_or(&spec.affinity_id);
     let affinity = if wanted.is_empty() { 0 } else { affinity_hash(wanted) };
-    Ok((id, TaskFacts { slots: u16::try_from(slots).unwrap_or(1), max_retries, affinity }))
+    let needs = Needs::of(spec, u16::try_from(slots).unwrap_or(1))?;
+    Ok((id, TaskFacts { needs, max_retries, affinity }))
 }
 
 /// Checks what of a task depends on its job.

@@ -75,7 +75,7 @@ fn tasks_that_are_refused() {
 fn facts_of_a_task() {
     let (id, facts) = check_task(&task()).unwrap();
     assert_eq!(id.as_str(), "t1");
-    assert_eq!(facts, TaskFacts { slots: 1, max_retries: INHERIT_RETRIES, affinity: 0 });
+    assert_eq!(facts, TaskFacts { needs: Needs::slots(1), max_retries: INHERIT_RETRIES, affinity: 0 });
     let hinted = TaskSpec { affinity_id: "TVM:Node-1".into(), required_slots: 4, ..task() };
     assert_eq!(check_task(&hinted).unwrap().1.affinity, affinity_hash("node-1"));
 }

@@ -125,7 +125,11 @@ impl Actor {
         };
         let transition = live.task.apply(event, now).map_err(|why| broken(format!("{what}: {why}")))?;
         live.task = transition.task;
-        self.batch.counts.entry(job).or_default().moved(Some(bucket), Some(Bucket::of(&live.task)), live.facts.slots);
+        self.batch.counts.entry(job).or_default().moved(
+            Some(bucket),
+            Some(Bucket::of(&live.task)),
+            live.facts.needs.slots,
+        );
         if let Some(attempt) = transition.history {
             self.batch.commit.history.push((row, attempt));
         }
@@ -134,7 +138,7 @@ impl Actor {
             pool: &self.pool,
             job: &info.job,
             task: &live.id,
-            slots: live.facts.slots,
+            slots: live.facts.needs.slots,
             traceparent: &live.traceparent,
         };
         let event_type = match what {
@@ -163,13 +167,13 @@ impl Actor {
         // A completed task may have been removed by its job's deletion already.
         let Some(task) = self.live.get(&row) else { return Ok(()) };
         let Some(info) = self.jobs.get(&job) else { return Ok(()) };
-        self.batch.counts.entry(job).or_default().moved(Some(Bucket::of(&task.task)), None, task.facts.slots);
+        self.batch.counts.entry(job).or_default().moved(Some(Bucket::of(&task.task)), None, task.facts.needs.slots);
         let names = TaskNames {
             account: &self.account,
             pool: &self.pool,
             job: &info.job,
             task: &task.id,
-            slots: task.facts.slots,
+            slots: task.facts.needs.slots,
             traceparent: &task.traceparent,
         };
         let phase = Some(task.task.state.phase());

@@ -431,7 +431,7 @@ impl Actor {
                 after = task.row;
                 let ready_task = ReadyTask {
                     row: task.row,
-                    slots: task.facts.slots,
+                    needs: task.facts.needs,
                     attempt: task.attempt,
                     retry_count: task.retry_count,
                     internal_retries: task.internal_retries,

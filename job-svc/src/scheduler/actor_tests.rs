@@ -18,6 +18,7 @@ use prost::Message;
 use super::*;
 use crate::domain::Error;
 
+use crate::domain::needs::{Capacity, Needs};
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptEnd, AttemptRecord, EndCause, TaskState};
 use crate::scheduler::core::{NodeStatus, RunningTasks};
@@ -195,7 +196,7 @@ impl World {
         store.create_job(new, Request::default()).await.unwrap();
         let task = |at: usize| {
             let id = TaskId::parse(&format!("t{at}")).unwrap();
-            let facts = TaskFacts { slots: 1, max_retries: 0, affinity: 0 };
+            let facts = TaskFacts { needs: Needs::slots(1), max_retries: 0, affinity: 0 };
             Ok(NewTask { id, facts, spec: specs(at).into(), names_job_action: false })
         };
         let add = AddTasks {
@@ -262,6 +263,8 @@ impl FakeAgent {
                 running_tasks: RunningTasks::Requeue,
                 pack: false,
                 by_creation: false,
+                dedicated: true,
+                capacity: Capacity::UNKNOWN,
             };
             let hello = Hello {
                 conn,
@@ -349,7 +352,7 @@ async fn a_caller_hears_of_a_reload_instead_of_waiting() {
     let ask = |answer| {
         let (reply, wait) = oneshot::channel();
         let command =
-            crate::scheduler::note::Command { job: task.job, row: task.row, slots: task.facts.slots, answer, reply };
+            crate::scheduler::note::Command { job: task.job, row: task.row, needs: task.facts.needs, answer, reply };
         (Note::Terminate(command), wait)
     };
     let (first, lost) = ask(None);

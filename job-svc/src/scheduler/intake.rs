@@ -12,6 +12,7 @@ use super::link::Link;
 use super::note::{Command, Hello, Note, Report, Up};
 use crate::domain::exit::{self, JobAction};
 use crate::domain::job::JobState;
+use crate::domain::needs::Needs;
 use crate::domain::task::{AttemptEnd, TaskState};
 use crate::store::{JobRow, TaskRow};
 
@@ -23,23 +24,23 @@ impl Actor {
             Note::Reactivated { job, row } => self.reactivated(job, row).await?,
             Note::Constraints(task) => self.constraints_changed(*task),
             Note::Terminate(command) => {
-                let (job, row, slots, reply) = self.register(command).await?;
-                self.inputs.push_back(Input::Terminate { job, row, slots, reply });
+                let (job, row, needs, reply) = self.register(command).await?;
+                self.inputs.push_back(Input::Terminate { job, row, needs, reply });
             }
             Note::Delete(command) => {
-                let (job, row, slots, reply) = self.register(command).await?;
-                self.inputs.push_back(Input::Delete { job, row, slots, reply });
+                let (job, row, needs, reply) = self.register(command).await?;
+                self.inputs.push_back(Input::Delete { job, row, needs, reply });
             }
             Note::Cleanup { node, key } => {
                 if let Some(conn) = self.core.conn_of(&node) {
                     self.batch.mail.to(conn).cleanup.tasks.push(key);
                 }
             }
-            Note::Explain { job, row, slots, reply } => {
+            Note::Explain { job, row, needs, reply } => {
                 // The answer has to know of everything before it.
                 self.step();
                 self.absorb().await?;
-                let _ = reply.send(self.core.explain(job, row, slots));
+                let _ = reply.send(self.core.explain(job, row, &needs));
             }
             Note::Hello(hello) => self.hello(*hello).await?,
             Note::Up(conn, up) => self.up(conn, up),
@@ -170,16 +171,16 @@ impl Actor {
         self.inputs.push_back(Input::Retries {
             job: task.job,
             row: task.row,
-            slots: task.facts.slots,
+            needs: task.facts.needs,
             max_retries: task.facts.max_retries,
         });
     }
 
-    async fn register(&mut self, command: Command) -> Result<(JobKey, Row, u16, u64), Broken> {
+    async fn register(&mut self, command: Command) -> Result<(JobKey, Row, Needs, u64), Broken> {
         self.ensure_job(command.job).await?;
         self.next_reply += 1;
         self.waiters.insert(self.next_reply, Waiter { reply: command.reply, answer: command.answer });
-        Ok((command.job, command.row, command.slots, self.next_reply))
+        Ok((command.job, command.row, command.needs, self.next_reply))
     }
 
     async fn hello(&mut self, hello: Hello) -> Result<(), Broken> {
@@ -279,7 +280,7 @@ pub(super) fn foreign(key: &AttemptKey) -> (String, String, u32, u64) {
 fn ready_task(task: &TaskRow) -> ReadyTask {
     ReadyTask {
         row: task.row,
-        slots: task.facts.slots,
+        needs: task.facts.needs,
         attempt: task.task.attempt,
         retry_count: task.task.retry_count,
         internal_retries: task.task.internal_retry_count,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::WaitReason;
 use super::core::{Conn, JobKey, NodeStatus, Refused, Row};
+use crate::domain::needs::Needs;
 use crate::domain::task::AttemptEnd;
 use crate::store::{NewAnswer, TaskRow};
 
@@ -51,8 +52,8 @@ pub enum Note {
         job: JobKey,
         /// Its row.
         row: Row,
-        /// Its slots.
-        slots: u16,
+        /// What it needs.
+        needs: Needs,
         /// Who asks.
         reply: oneshot::Sender<WaitReason>,
     },
@@ -69,8 +70,8 @@ pub struct Command {
     pub job: JobKey,
     /// Its row.
     pub row: Row,
-    /// Its slots.
-    pub slots: u16,
+    /// What it needs.
+    pub needs: Needs,
     /// Remembered in the same commit if the command is done.
     pub answer: Option<NewAnswer>,
     /// Who asks.

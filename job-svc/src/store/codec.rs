@@ -12,6 +12,7 @@ use kiln_time::Timestamp;
 use prost::Message;
 
 use crate::domain::job::{DisableTasks, JobLife, JobState};
+use crate::domain::needs::Needs;
 use crate::domain::task::{AttemptRecord, Outcome, Phase, RequeueCause, Run, Task, TaskState};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -91,6 +92,66 @@ struct StoredLife {
     end: Option<i64>,
     #[prost(string, tag = "6")]
     terminate_reason: String,
+}
+
+/// Of [`Needs`], apart from slots.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredNeeds {
+    #[prost(uint32, tag = "1")]
+    cpu_millis: u32,
+    #[prost(uint64, tag = "2")]
+    memory_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    disk_bytes: u64,
+    #[prost(uint32, tag = "4")]
+    gpus: u32,
+    /// 0 stands for 1.
+    #[prost(uint32, tag = "5")]
+    instances: u32,
+    #[prost(bool, tag = "6")]
+    exclusive: bool,
+    #[prost(bool, tag = "7")]
+    dedicated_only: bool,
+    #[prost(bool, tag = "8")]
+    manager: bool,
+}
+
+/// Packs what a task needs beside slots; `None` if that is nothing.
+pub fn encode_needs(needs: &Needs) -> Option<Vec<u8>> {
+    if needs.is_plain() {
+        return None;
+    }
+    let stored = StoredNeeds {
+        cpu_millis: needs.cpu_millis,
+        memory_bytes: needs.memory_bytes,
+        disk_bytes: needs.disk_bytes,
+        gpus: needs.gpus.into(),
+        instances: if needs.instances == 1 { 0 } else { needs.instances.into() },
+        exclusive: needs.exclusive,
+        dedicated_only: needs.dedicated_only,
+        manager: needs.manager,
+    };
+    Some(stored.encode_to_vec())
+}
+
+/// Unpacks what [`encode_needs`] packed.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if it cannot be understood.
+pub fn decode_needs(slots: u16, bytes: &[u8]) -> Result<Needs, StoreError> {
+    let stored = StoredNeeds::decode(bytes).map_err(|error| damaged(format!("needs: {error}")))?;
+    let small = |number: u32| u16::try_from(number).map_err(|_| damaged(format!("needs: {number}")));
+    Ok(Needs {
+        slots,
+        cpu_millis: stored.cpu_millis,
+        memory_bytes: stored.memory_bytes,
+        disk_bytes: stored.disk_bytes,
+        gpus: small(stored.gpus)?,
+        instances: small(stored.instances)?.max(1),
+        exclusive: stored.exclusive,
+        dedicated_only: stored.dedicated_only,
+        manager: stored.manager,
+    })
 }
 
 /// The number under which a phase is kept.

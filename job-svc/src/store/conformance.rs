@@ -9,6 +9,7 @@ use prost::Message;
 
 use super::*;
 use crate::domain::job::{JobEvent, JobState};
+use crate::domain::needs::Needs;
 use crate::domain::spec;
 use crate::domain::task::{AttemptEnd, EndCause, Phase, Task, TaskEvent};
 
@@ -120,6 +121,7 @@ pub async fn all(store: &impl Store) {
     jobs_by_key_and_version(store).await;
     requests_are_answered_once(store).await;
     tasks_and_counts(store).await;
+    needs_are_kept(store).await;
     the_scheduler_is_fenced(store).await;
     job_events_are_judged_in_the_transaction(store).await;
     reactivation_and_deletion_of_completed_tasks(store).await;
@@ -188,6 +190,30 @@ async fn tasks_and_counts(store: &impl Store) {
     let (_, task) = store.task(&account(), &job_id("tasks"), &task_id("b")).await.unwrap();
     assert_eq!(task.row, rows[0].row);
     assert_eq!(store.load_tasks(vec![rows[1].row, 999_999]).await.unwrap().len(), 1);
+}
+
+async fn needs_are_kept(store: &impl Store) {
+    let job = create(store, "needs").await;
+    let all = Needs {
+        cpu_millis: 1500,
+        memory_bytes: u64::MAX >> 1,
+        disk_bytes: 3,
+        gpus: 4,
+        instances: 5,
+        exclusive: true,
+        dedicated_only: true,
+        manager: true,
+        ..Needs::slots(6)
+    };
+    let mut adding = adding("needs", &["plain", "rich"]);
+    if let Ok(task) = &mut adding.tasks[1] {
+        task.facts.needs = all;
+    }
+    new(store.add_tasks(adding).await.unwrap());
+    let open = store.open_tasks(job.row, 0, 10).await.unwrap();
+    assert_eq!([open[0].facts.needs, open[1].facts.needs], [Needs::slots(1), all]);
+    let (_, task) = store.task(&account(), &job_id("needs"), &task_id("rich")).await.unwrap();
+    assert_eq!(task.facts.needs, all);
 }
 
 async fn the_scheduler_is_fenced(store: &impl Store) {

@@ -1,7 +1,5 @@
 //! Waiting tasks, and what the states of jobs do to them.
 
-use std::collections::btree_map::Entry;
-
 use super::*;
 use crate::domain::job::{self, DisableTasks, JobEvent};
 
@@ -54,11 +52,12 @@ impl Core {
         self.dequeue(key);
         let Some(job) = self.jobs.remove(&key) else { return };
         self.waiting -= job.ready_count;
+        self.forget_waiting(key, job.ready);
         // Nothing should run any more; if it does, the agents' next views tell.
         let rows: Vec<Row> = self.live.iter().filter(|(_, live)| live.job == key).map(|(row, _)| *row).collect();
         for row in rows {
             if let Some(live) = self.live.remove(&row) {
-                self.free_slots(live.node, row, live.slots);
+                self.free_slots(live.node, row, &live.needs);
                 fx.forget.push(row);
             }
             if let Some(After::Delete(replies)) = self.after.remove(&row) {
@@ -102,46 +101,113 @@ impl Core {
         };
         // Whoever brings a task that waits already has read it before we went on
         // with it.
-        if let Entry::Vacant(place) = job.ready.entry(task.slots).or_default().entry(task.row) {
-            place.insert(waiting);
-            job.ready_count += 1;
-            self.waiting += 1;
+        let known = self.shapes.find(&task.needs).and_then(|shape| job.ready.get(&shape));
+        if known.is_some_and(|bucket| bucket.contains_key(&task.row)) || self.parked.contains_key(&task.row) {
+            return;
+        }
+        job.ready_count += 1;
+        self.waiting += 1;
+        match self.shapes.enter(&task.needs) {
+            Some(shape) => {
+                job.ready.entry(shape).or_default().insert(task.row, waiting);
+            }
+            None => {
+                self.parked.insert(task.row, (key, task));
+            }
         }
     }
 
     pub(super) fn is_waiting(&self, key: JobKey, task: &ReadyTask) -> bool {
-        let bucket = self.jobs.get(&key).and_then(|job| job.ready.get(&task.slots));
-        bucket.is_some_and(|bucket| bucket.contains_key(&task.row))
+        self.waits(key, &task.needs, task.row)
+    }
+
+    pub(super) fn waits(&self, key: JobKey, needs: &Needs, row: Row) -> bool {
+        let bucket = self.shapes.find(needs).and_then(|shape| self.jobs.get(&key)?.ready.get(&shape));
+        bucket.is_some_and(|bucket| bucket.contains_key(&row)) || self.parked.contains_key(&row)
     }
 
     /// Takes a task out of those that wait.
-    pub(super) fn take_ready(&mut self, key: JobKey, slots: u16, row: Row) -> Option<Waiting> {
+    pub(super) fn take_ready(&mut self, key: JobKey, needs: &Needs, row: Row) -> Option<ReadyTask> {
+        if let Some((_, task)) = self.parked.remove(&row) {
+            if let Some(job) = self.jobs.get_mut(&key) {
+                job.ready_count -= 1;
+            }
+            self.waiting -= 1;
+            return Some(task);
+        }
+        let shape = self.shapes.find(needs)?;
         let job = self.jobs.get_mut(&key)?;
-        let bucket = job.ready.get_mut(&slots)?;
+        let bucket = job.ready.get_mut(&shape)?;
         let waiting = bucket.remove(&row)?;
         if bucket.is_empty() {
-            job.ready.remove(&slots);
+            job.ready.remove(&shape);
         }
         job.ready_count -= 1;
         self.waiting -= 1;
-        Some(waiting)
+        if self.shapes.leave(shape) {
+            self.unpark();
+        }
+        Some(ReadyTask {
+            row,
+            needs: *needs,
+            attempt: waiting.attempt,
+            retry_count: waiting.retry_count,
+            internal_retries: waiting.internal_retries,
+            max_retries: waiting.max_retries,
+            affinity: waiting.affinity,
+        })
     }
 
-    pub(super) fn set_retries(&mut self, key: JobKey, row: Row, slots: u16, max_retries: i32) {
+    /// Some needs are gone: the oldest task that had no place among them comes in.
+    fn unpark(&mut self) {
+        let Some((_, (key, task))) = self.parked.pop_first() else { return };
+        if let Some(job) = self.jobs.get_mut(&key) {
+            job.ready_count -= 1;
+            self.waiting -= 1;
+            self.insert_ready(key, task);
+            self.requeue_job(key);
+        }
+    }
+
+    /// The tasks of a job that waited do so no more.
+    fn forget_waiting(&mut self, key: JobKey, ready: BTreeMap<Shape, BTreeMap<Row, Waiting>>) {
+        self.parked.retain(|_, (job, _)| *job != key);
+        let mut left = 0;
+        for (shape, bucket) in ready {
+            left += bucket.into_keys().filter(|_| self.shapes.leave(shape)).count();
+        }
+        for _ in 0..left {
+            self.unpark();
+        }
+    }
+
+    pub(super) fn set_retries(&mut self, key: JobKey, row: Row, needs: &Needs, max_retries: i32) {
         if let Some(live) = self.live.get_mut(&row) {
             live.max_retries = max_retries;
         }
         if let Some(After::Ready(task)) = self.after.get_mut(&row) {
             task.max_retries = max_retries;
         }
-        if let Some(job) = self.jobs.get_mut(&key)
-            && let Some(waiting) = job.ready.get_mut(&slots).and_then(|bucket| bucket.get_mut(&row))
+        if let Some((_, task)) = self.parked.get_mut(&row) {
+            task.max_retries = max_retries;
+        }
+        if let Some(shape) = self.shapes.find(needs)
+            && let Some(job) = self.jobs.get_mut(&key)
+            && let Some(waiting) = job.ready.get_mut(&shape).and_then(|bucket| bucket.get_mut(&row))
         {
             waiting.max_retries = max_retries;
         }
     }
 
-    pub(super) fn terminate(&mut self, job: JobKey, row: Row, slots: u16, reply: ReplyId, now: Now, fx: &mut Effects) {
+    pub(super) fn terminate(
+        &mut self,
+        job: JobKey,
+        row: Row,
+        needs: &Needs,
+        reply: ReplyId,
+        now: Now,
+        fx: &mut Effects,
+    ) {
         let result = match self.live.get(&row).map(|live| live.phase) {
             Some(Phase::Zombie) => match self.after.get(&row) {
                 // Activated again, and ended again before it could run.
@@ -156,7 +222,7 @@ impl Core {
                 self.terminate_live(row, fx);
                 Ok(())
             }
-            None if self.take_ready(job, slots, row).is_some() => {
+            None if self.take_ready(job, needs, row).is_some() => {
                 fx.tasks.push((row, job, TaskEvent::Terminate));
                 self.requeue_job(job);
                 Ok(())
@@ -167,7 +233,7 @@ impl Core {
         self.settle(job, now, fx);
     }
 
-    pub(super) fn delete(&mut self, job: JobKey, row: Row, slots: u16, reply: ReplyId, now: Now, fx: &mut Effects) {
+    pub(super) fn delete(&mut self, job: JobKey, row: Row, needs: &Needs, reply: ReplyId, now: Now, fx: &mut Effects) {
         match self.live.get(&row).map(|live| live.phase) {
             Some(phase) => {
                 if phase != Phase::Zombie {
@@ -179,7 +245,7 @@ impl Core {
                     ready @ After::Ready(_) => *ready = After::Delete(vec![reply]),
                 }
             }
-            None if self.take_ready(job, slots, row).is_some() => {
+            None if self.take_ready(job, needs, row).is_some() => {
                 fx.deleted.push((row, job));
                 fx.replies.push((reply, Ok(())));
                 self.requeue_job(job);
@@ -210,8 +276,9 @@ impl Core {
             }
             JobState::Terminating | JobState::Deleting => {
                 self.waiting -= job.ready_count;
-                job.ready.clear();
                 job.ready_count = 0;
+                let ready = std::mem::take(&mut job.ready);
+                self.forget_waiting(key, ready);
                 for row in self.rows_of(key) {
                     self.terminate_live(row, fx);
                 }
@@ -323,20 +390,20 @@ impl Core {
             if by_creation { u64::try_from(job.view.created.as_micros()).unwrap_or(0) } else { job.running_slots };
         let order = (-job.view.priority, share, job.served);
         job.queued = Some(order);
-        job.queued_sizes.extend(job.ready.keys());
-        for slots in &job.queued_sizes {
-            self.eligible.entry(*slots).or_default().insert((order, key));
+        job.queued_shapes.extend(job.ready.keys());
+        for shape in &job.queued_shapes {
+            self.eligible.entry(*shape).or_default().insert((order, key));
         }
     }
 
     fn dequeue(&mut self, key: JobKey) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Some(order) = job.queued.take() else { return };
-        for slots in job.queued_sizes.drain(..) {
-            if let Some(set) = self.eligible.get_mut(&slots) {
+        for shape in job.queued_shapes.drain(..) {
+            if let Some(set) = self.eligible.get_mut(&shape) {
                 set.remove(&(order, key));
                 if set.is_empty() {
-                    self.eligible.remove(&slots);
+                    self.eligible.remove(&shape);
                 }
             }
         }
@@ -354,7 +421,7 @@ impl Job {
             zombies: 0,
             served: 0,
             queued: None,
-            queued_sizes: Vec::new(),
+            queued_shapes: Vec::new(),
             pending: false,
             asked_to_complete: false,
             more_to_come: false,

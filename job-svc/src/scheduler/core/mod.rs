@@ -8,7 +8,8 @@
 //!
 //! - [`jobs`]: waiting tasks and the states of jobs;
 //! - [`nodes`]: agents, leases, attempts that run;
-//! - [`place`]: which task runs where.
+//! - [`place`]: which task runs where;
+//! - [`shapes`]: the different needs of tasks that wait.
 //!
 //! Rules that hold after every step ([`Core::check`] tests them):
 //! - a task is at most once in the core: waiting, or with one attempt on one node;
@@ -24,6 +25,7 @@
 mod jobs;
 mod nodes;
 mod place;
+mod shapes;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -38,10 +40,12 @@ use kiln_time::Timestamp;
 
 use crate::domain::exit::JobAction;
 use crate::domain::job::JobState;
+use crate::domain::needs::{Capacity, Held, Needs};
 use crate::domain::task::{AttemptEnd, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
 pub use place::WaitReason;
+use shapes::{Shape, Shapes};
 
 /// Row of a task in the store.
 pub type Row = u64;
@@ -100,8 +104,8 @@ pub struct JobView {
 pub struct ReadyTask {
     /// Its row.
     pub row: Row,
-    /// Slots it takes.
-    pub slots: u16,
+    /// What it needs of a node.
+    pub needs: Needs,
     /// Number of the latest attempt.
     pub attempt: u32,
     /// Retries so far.
@@ -138,6 +142,10 @@ pub struct NodeStatus {
     pub pack: bool,
     /// The pool prefers older jobs over an equal share.
     pub by_creation: bool,
+    /// It is not taken away at any time.
+    pub dedicated: bool,
+    /// What it has beside slots.
+    pub capacity: Capacity,
 }
 
 /// An attempt in an agent's view.
@@ -204,8 +212,8 @@ pub enum Input {
         job: JobKey,
         /// The task.
         row: Row,
-        /// Its slots.
-        slots: u16,
+        /// What it needs.
+        needs: Needs,
         /// The limit.
         max_retries: i32,
     },
@@ -215,8 +223,8 @@ pub enum Input {
         job: JobKey,
         /// The task.
         row: Row,
-        /// Its slots.
-        slots: u16,
+        /// What it needs.
+        needs: Needs,
         /// Who asks.
         reply: ReplyId,
     },
@@ -226,8 +234,8 @@ pub enum Input {
         job: JobKey,
         /// The task.
         row: Row,
-        /// Its slots.
-        slots: u16,
+        /// What it needs.
+        needs: Needs,
         /// Who asks.
         reply: ReplyId,
     },
@@ -356,8 +364,8 @@ type Order = (i32, u64, u64);
 #[derive(Debug)]
 struct Job {
     view: JobView,
-    /// Waiting tasks by slots, then by age.
-    ready: BTreeMap<u16, BTreeMap<Row, Waiting>>,
+    /// Waiting tasks by what they need, then by age.
+    ready: BTreeMap<Shape, BTreeMap<Row, Waiting>>,
     ready_count: usize,
     /// Attempts whose task is running.
     running: u32,
@@ -365,9 +373,9 @@ struct Job {
     zombies: u32,
     /// When it was served last, to take turns with its equals.
     served: u64,
-    /// Where it is in `eligible`, and under which sizes.
+    /// Where it is in `eligible`, and under which shapes.
     queued: Option<Order>,
-    queued_sizes: Vec<u16>,
+    queued_shapes: Vec<Shape>,
     /// A [`JobWrite`] is under way.
     pending: bool,
     asked_to_complete: bool,
@@ -406,7 +414,9 @@ struct Node {
     status: NodeStatus,
     /// Attempts that hold slots here.
     rows: Vec<Row>,
-    used: u32,
+    held: Held,
+    /// The node said that it has less than it holds.
+    overbooked: bool,
     /// Attempts that only the agent knows, until they have ended.
     foreign: u32,
     lease_end: Duration,
@@ -428,7 +438,7 @@ struct Live {
     job: JobKey,
     node: u32,
     attempt: u32,
-    slots: u16,
+    needs: Needs,
     retry_count: u32,
     internal_retries: u32,
     max_retries: i32,
@@ -457,9 +467,9 @@ pub struct Core {
     /// later.
     began: Option<Duration>,
     jobs: HashMap<JobKey, Job>,
-    /// Jobs that have something to run, by the slots of their tasks: a job
-    /// whose tasks fit nowhere costs nothing.
-    eligible: BTreeMap<u16, BTreeSet<(Order, JobKey)>>,
+    /// Jobs that have something to run, by what their tasks need: a
+    /// job whose tasks fit nowhere costs nothing.
+    eligible: BTreeMap<Shape, BTreeSet<(Order, JobKey)>>,
     nodes: Vec<Option<Node>>,
     unused: Vec<u32>,
     by_name: HashMap<Arc<NodeId>, u32>,
@@ -470,6 +480,9 @@ pub struct Core {
     free: BTreeSet<(u16, u32)>,
     live: HashMap<Row, Live>,
     after: HashMap<Row, After>,
+    shapes: Shapes,
+    /// Tasks that wait with needs too different from all that are considered.
+    parked: BTreeMap<Row, (JobKey, ReadyTask)>,
     timers: BTreeSet<(Duration, Timer)>,
     /// Tasks that wait, of all jobs.
     waiting: usize,
@@ -495,6 +508,8 @@ impl Core {
             free: BTreeSet::new(),
             live: HashMap::new(),
             after: HashMap::new(),
+            shapes: Shapes::default(),
+            parked: BTreeMap::new(),
             timers: BTreeSet::new(),
             waiting: 0,
             served: 0,
@@ -519,9 +534,9 @@ impl Core {
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
             Input::Held { job, task, node } => self.hold(job, task, &node, now, fx),
             Input::Unrunnable { row, attempt } => self.unrunnable(row, attempt, now, fx),
-            Input::Retries { job, row, slots, max_retries } => self.set_retries(job, row, slots, max_retries),
-            Input::Terminate { job, row, slots, reply } => self.terminate(job, row, slots, reply, now, fx),
-            Input::Delete { job, row, slots, reply } => self.delete(job, row, slots, reply, now, fx),
+            Input::Retries { job, row, needs, max_retries } => self.set_retries(job, row, &needs, max_retries),
+            Input::Terminate { job, row, needs, reply } => self.terminate(job, row, &needs, reply, now, fx),
+            Input::Delete { job, row, needs, reply } => self.delete(job, row, &needs, reply, now, fx),
             Input::Hello { conn, node, incarnation, stream, status, seen } => {
                 self.hello(conn, &node, (incarnation, stream), status, &seen, now, fx);
             }

@@ -18,9 +18,12 @@ impl Core {
                 running_tasks: RunningTasks::Wait,
                 pack: self.pack,
                 by_creation: self.by_creation,
+                dedicated: false,
+                capacity: Capacity::UNKNOWN,
             },
             rows: Vec::new(),
-            used: 0,
+            held: Held::default(),
+            overbooked: false,
             foreign: 0,
             lease_end: now.mono + self.settings.patience,
             queued: None,
@@ -66,7 +69,7 @@ impl Core {
             job,
             node: index,
             attempt: task.attempt,
-            slots: task.slots,
+            needs: task.needs,
             retry_count: task.retry_count,
             internal_retries: task.internal_retries,
             max_retries: task.max_retries,
@@ -76,17 +79,19 @@ impl Core {
         self.live.insert(task.row, live);
         if let Some(node) = self.node(index) {
             node.rows.push(task.row);
-            node.used += u32::from(task.slots);
+            node.held.add(&task.needs);
+            // A zombie that is remembered after a restart was never planned for.
+            node.overbooked |= phase == Phase::Zombie && !node.has_what_it_holds();
         }
         if let Some(job) = self.jobs.get_mut(&job) {
             if phase == Phase::Zombie {
                 job.zombies += 1;
             } else {
                 job.running += 1;
-                job.running_slots += u64::from(task.slots);
+                job.running_slots += task.needs.all_slots();
             }
         }
-        self.refresh_node(index);
+        self.queue_node(index);
     }
 
     /// A task that may run again once its former attempt is known to be over:
@@ -197,6 +202,7 @@ impl Core {
         let Some(index) = self.by_conn.get(&conn).copied() else { return };
         let Some(node) = self.node(index) else { return };
         node.status = status;
+        node.overbooked = !node.has_what_it_holds();
         let rows = if status.accepting { Vec::new() } else { node.rows.clone() };
         self.pack = status.pack;
         if self.by_creation != status.by_creation {
@@ -388,7 +394,7 @@ impl Core {
         fx.tasks.push((row, live.job, TaskEvent::Terminate));
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.running -= 1;
-            job.running_slots -= u64::from(live.slots);
+            job.running_slots -= live.needs.all_slots();
             job.zombies += 1;
         }
         self.send_stop(row, live, fx);
@@ -419,7 +425,7 @@ impl Core {
     fn bury(&mut self, row: Row, live: Live, now: Now, fx: &mut Effects) {
         self.live.remove(&row);
         fx.forget.push(row);
-        self.free_slots(live.node, row, live.slots);
+        self.free_slots(live.node, row, &live.needs);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.zombies -= 1;
             job.more_to_come = false;
@@ -440,31 +446,43 @@ impl Core {
 
     fn release(&mut self, row: Row, live: Live) {
         self.live.remove(&row);
-        self.free_slots(live.node, row, live.slots);
+        self.free_slots(live.node, row, &live.needs);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.running -= 1;
-            job.running_slots -= u64::from(live.slots);
+            job.running_slots -= live.needs.all_slots();
             job.more_to_come = false;
         }
     }
 
-    pub(super) fn free_slots(&mut self, index: u32, row: Row, slots: u16) {
+    pub(super) fn free_slots(&mut self, index: u32, row: Row, needs: &Needs) {
         if let Some(node) = self.node(index) {
             if let Some(at) = node.rows.iter().position(|held| *held == row) {
                 node.rows.swap_remove(at);
             }
-            node.used = node.used.saturating_sub(u32::from(slots));
+            node.held.remove(needs);
+            node.overbooked &= !node.has_what_it_holds();
         }
         self.refresh_node(index);
     }
 
-    /// Puts the node where it belongs among those with free slots.
+    /// Puts the node where it belongs, and tells who waits for room.
     pub(super) fn refresh_node(&mut self, index: u32) {
+        self.queue_node(index);
+        if let Some(node) = self.nodes.get(index as usize).and_then(Option::as_ref)
+            && node.queued.is_some()
+        {
+            self.shapes.gained(index, |needs| node.fits(needs));
+        }
+    }
+
+    /// Puts the node where it belongs among those with free slots.
+    fn queue_node(&mut self, index: u32) {
         let Some(node) = self.nodes.get_mut(index as usize).and_then(Option::as_mut) else { return };
-        let free = u32::from(node.status.slots).saturating_sub(node.used);
+        let free = u32::from(node.status.slots).saturating_sub(node.held.slots);
         // How many slots a foreign attempt holds is not known: nothing new
         // until it has been stopped.
-        let usable = node.conn.is_some() && node.status.accepting && free > 0 && node.foreign == 0;
+        let alone = node.held.exclusive > 0;
+        let usable = node.conn.is_some() && node.status.accepting && free > 0 && node.foreign == 0 && !alone;
         let wanted = usable.then(|| u16::try_from(free).unwrap_or(u16::MAX));
         if wanted == node.queued {
             return;
@@ -475,6 +493,30 @@ impl Core {
         if let Some(new) = wanted {
             self.free.insert((new, index));
         }
+    }
+}
+
+impl Node {
+    /// Whether it has room for a task with these needs now.
+    pub(super) fn fits(&self, needs: &Needs) -> bool {
+        self.queued.is_some_and(|free| free >= needs.slots)
+            && (!needs.exclusive || self.rows.is_empty())
+            && self.could_fit(needs)
+            && self.status.capacity.lacks(&self.held, needs).is_none()
+    }
+
+    /// Whether it would have, if nothing else ran on it.
+    pub(super) fn could_fit(&self, needs: &Needs) -> bool {
+        self.status.slots >= needs.slots
+            && (!needs.dedicated_only || self.status.dedicated)
+            && self.status.capacity.lacks(&Held::default(), needs).is_none()
+    }
+
+    /// Whether nothing of it is held twice.
+    pub(super) fn has_what_it_holds(&self) -> bool {
+        self.held.slots <= u32::from(self.status.slots)
+            && self.status.capacity.covers(&self.held)
+            && (self.held.exclusive == 0 || self.rows.len() == 1)
     }
 }
 
@@ -505,7 +547,7 @@ impl Live {
     fn ready(&self, row: Row) -> ReadyTask {
         ReadyTask {
             row,
-            slots: self.slots,
+            needs: self.needs,
             attempt: self.attempt,
             retry_count: self.retry_count,
             internal_retries: self.internal_retries,

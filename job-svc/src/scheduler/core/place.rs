@@ -5,8 +5,11 @@
 //! the oldest task that fits somewhere goes first. A task goes to the node it
 //! would like if that has room, else to the fullest one it fits (pack) or the
 //! emptiest (spread). One placement costs a few steps in balanced trees,
-//! however many tasks, jobs and nodes there are.
+//! however many tasks, jobs and nodes there are. For tasks that need more than
+//! slots the nodes with enough free slots are looked through, once until some
+//! node gains room; the job manager goes before all others of its job.
 
+use super::shapes::Room;
 use super::*;
 
 /// Why a waiting task does not run.
@@ -35,20 +38,14 @@ impl Core {
     /// Fills free slots.
     pub fn place(&mut self, fx: &mut Effects) {
         while let Some((most, _)) = self.free.last().copied() {
-            let best = self.eligible.range(..=most).filter_map(|(_, jobs)| jobs.first()).min().copied();
-            let Some((_, key)) = best else { return };
-            let Some((slots, row)) = self.oldest_fitting(key, most) else { return };
-            let Some(waiting) = self.take_ready(key, slots, row) else { return };
-            let Some(index) = self.choose_node(slots, waiting.affinity) else { return };
-            let task = ReadyTask {
-                row,
-                slots,
-                attempt: waiting.attempt + 1,
-                retry_count: waiting.retry_count,
-                internal_retries: waiting.internal_retries,
-                max_retries: waiting.max_retries,
-                affinity: waiting.affinity,
-            };
+            let Some(key) = self.next_job(most) else { return };
+            let Some((shape, row)) = self.oldest_fitting(key, most) else { return };
+            let Some(needs) = self.shapes.needs(shape) else { return };
+            let affinity = self.affinity(key, shape, row);
+            // If there is none, that is remembered: the shape is not met again.
+            let Some(index) = self.choose_node(shape, &needs, affinity) else { continue };
+            let Some(waiting) = self.take_ready(key, &needs, row) else { return };
+            let task = ReadyTask { attempt: waiting.attempt + 1, ..waiting };
             self.served += 1;
             if let Some(job) = self.jobs.get_mut(&key) {
                 job.served = self.served;
@@ -64,32 +61,77 @@ impl Core {
         }
     }
 
-    fn oldest_fitting(&self, key: JobKey, most: u16) -> Option<(u16, Row)> {
-        let job = self.jobs.get(&key)?;
-        let firsts =
-            job.ready.range(..=most).filter_map(|(slots, bucket)| Some((*bucket.first_key_value()?.0, *slots)));
-        firsts.min().map(|(row, slots)| (slots, row))
+    /// The job that goes first among those with a task that may fit.
+    fn next_job(&self, most: u16) -> Option<JobKey> {
+        let plain = self.eligible.range(..=Shape::plain(most)).filter_map(|(_, jobs)| jobs.first()).min();
+        let rich = self.eligible.range(Shape::first_rich()..);
+        let rich = rich.filter(|(shape, _)| self.shapes.may_fit(**shape, most)).filter_map(|(_, jobs)| jobs.first());
+        plain.into_iter().chain(rich).min().map(|(_, key)| *key)
     }
 
-    fn choose_node(&self, slots: u16, affinity: u32) -> Option<u32> {
+    fn oldest_fitting(&self, key: JobKey, most: u16) -> Option<(Shape, Row)> {
+        let job = self.jobs.get(&key)?;
+        let fitting = job.ready.iter().filter(|(shape, _)| self.shapes.may_fit(**shape, most));
+        let firsts = fitting.filter_map(|(shape, bucket)| {
+            let manager = shape.as_plain().is_none() && self.shapes.needs(*shape).is_some_and(|needs| needs.manager);
+            Some((!manager, *bucket.first_key_value()?.0, *shape))
+        });
+        firsts.min().map(|(_, row, shape)| (shape, row))
+    }
+
+    fn affinity(&self, key: JobKey, shape: Shape, row: Row) -> u32 {
+        let bucket = self.jobs.get(&key).and_then(|job| job.ready.get(&shape));
+        bucket.and_then(|bucket| bucket.get(&row)).map_or(0, |waiting| waiting.affinity)
+    }
+
+    fn choose_node(&mut self, shape: Shape, needs: &Needs, affinity: u32) -> Option<u32> {
         if affinity != 0
             && let Some(index) = self.by_hash.get(&affinity)
             && let Some(Some(node)) = self.nodes.get(*index as usize)
-            && node.queued.is_some_and(|free| free >= slots)
+            && node.fits(needs)
         {
             return Some(*index);
         }
-        let found = if self.pack { self.free.range((slots, 0)..).next() } else { self.free.last() };
-        found.map(|(_, index)| *index)
+        if shape.as_plain().is_some() {
+            let found = if self.pack { self.free.range((needs.slots, 0)..).next() } else { self.free.last() };
+            return found.map(|(_, index)| *index);
+        }
+        self.fitting_nodes(shape, needs).first().copied()
+    }
+
+    /// Nodes that have room for needs beyond slots, best first; not all if there
+    /// are many.
+    fn fitting_nodes(&mut self, shape: Shape, needs: &Needs) -> Vec<u32> {
+        let nodes = &self.nodes;
+        let node = |index: u32| nodes.get(index as usize).and_then(Option::as_ref);
+        let fits = |index: &u32| node(*index).is_some_and(|node| node.fits(needs));
+        if let Some(Room::Only(only)) = self.shapes.room(shape) {
+            only.retain(fits);
+            let place = |index: &u32| (node(*index).and_then(|node| node.queued), *index);
+            only.sort_unstable_by_key(place);
+            if !self.pack {
+                only.reverse();
+            }
+            return only.clone();
+        }
+        let enough = Shapes::enough(needs);
+        let found: Vec<u32> = if self.pack {
+            self.free.range((needs.slots, 0)..).map(|(_, index)| *index).filter(fits).take(enough).collect()
+        } else {
+            self.free.range((needs.slots, 0)..).rev().map(|(_, index)| *index).filter(fits).take(enough).collect()
+        };
+        self.shapes.limit(shape, found.clone());
+        found
     }
 
     /// Why a task does not run.
-    pub fn explain(&self, key: JobKey, row: Row, slots: u16) -> WaitReason {
+    pub fn explain(&self, key: JobKey, row: Row, needs: &Needs) -> WaitReason {
+        let slots = needs.slots;
         let Some(job) = self.jobs.get(&key) else { return WaitReason::NotWaiting };
         if job.view.state != JobState::Active || job.pending {
             return WaitReason::JobNotActive;
         }
-        if !job.ready.get(&slots).is_some_and(|bucket| bucket.contains_key(&row)) {
+        if !self.waits(key, needs, row) {
             return WaitReason::NotWaiting;
         }
         let usable = self.nodes.iter().flatten().filter(|node| node.conn.is_some() && node.status.accepting);
@@ -109,16 +151,19 @@ impl Core {
     pub fn check(&self) -> Result<(), String> {
         for (index, node) in self.nodes.iter().enumerate() {
             let Some(node) = node else { continue };
-            let mut used = 0;
+            let mut held = Held::default();
             for row in &node.rows {
                 let live = self.live.get(row).ok_or_else(|| format!("row {row} on a node is not live"))?;
                 if live.node as usize != index {
                     return Err(format!("row {row} is on two nodes"));
                 }
-                used += u32::from(live.slots);
+                held.add(&live.needs);
             }
-            if used != node.used {
-                return Err(format!("node {} uses {used} slots, not {}", node.name, node.used));
+            if held != node.held {
+                return Err(format!("node {} holds {held:?}, not {:?}", node.name, node.held));
+            }
+            if node.conn.is_some() && !node.overbooked && !node.has_what_it_holds() {
+                return Err(format!("node {} holds more than it has: {held:?} of {:?}", node.name, node.status));
             }
         }
         for (row, live) in &self.live {
@@ -135,6 +180,7 @@ impl Core {
                 return Err(format!("job {key} counts its attempts wrongly"));
             }
             let ready: usize = job.ready.values().map(BTreeMap::len).sum();
+            let ready = ready + self.parked.values().filter(|(job, _)| job == key).count();
             if ready != job.ready_count {
                 return Err(format!("job {key} counts its waiting tasks wrongly"));
             }
@@ -143,6 +189,26 @@ impl Core {
                     return Err(format!("row {row} waits and runs"));
                 }
             }
+        }
+        self.check_shapes()
+    }
+    fn check_shapes(&self) -> Result<(), String> {
+        for (shape, waiting) in self.shapes.counts() {
+            let ready: usize = self.jobs.values().filter_map(|job| job.ready.get(&shape)).map(BTreeMap::len).sum();
+            if ready != waiting as usize {
+                return Err(format!("{shape:?} is waited for by {ready}, not {waiting}"));
+            }
+            // Whoever is not tried must not fit.
+            let Some(needs) = self.shapes.needs(shape) else { continue };
+            let fits = |node: &&Node| node.fits(&needs);
+            if !self.shapes.may_fit(shape, u16::MAX)
+                && self.nodes.iter().flatten().filter(fits).count() >= usize::from(needs.instances)
+            {
+                return Err(format!("{shape:?} ({needs:?}) has room and is not tried"));
+            }
+        }
+        if !self.parked.is_empty() && self.shapes.counts().count() < shapes::MAX_SHAPES {
+            return Err("a task is kept out though there is a place for its needs".to_owned());
         }
         Ok(())
     }

@@ -26,12 +26,24 @@ pub(super) fn job_view(key: JobKey) -> JobView {
 }
 
 pub(super) fn ready(row: Row, slots: u16) -> ReadyTask {
+    ready_with(row, Needs::slots(slots))
+}
+
+pub(super) fn ready_with(row: Row, needs: Needs) -> ReadyTask {
     let max_retries = crate::domain::spec::INHERIT_RETRIES;
-    ReadyTask { row, slots, attempt: 0, retry_count: 0, internal_retries: 0, max_retries, affinity: 0 }
+    ReadyTask { row, needs, attempt: 0, retry_count: 0, internal_retries: 0, max_retries, affinity: 0 }
 }
 
 pub(super) fn node_status(slots: u16) -> NodeStatus {
-    NodeStatus { slots, accepting: true, running_tasks: RunningTasks::Requeue, pack: false, by_creation: false }
+    NodeStatus {
+        slots,
+        accepting: true,
+        running_tasks: RunningTasks::Requeue,
+        pack: false,
+        by_creation: false,
+        dedicated: true,
+        capacity: Capacity::UNKNOWN,
+    }
 }
 
 pub(super) fn name(node: usize) -> Arc<NodeId> {
@@ -122,9 +134,107 @@ fn a_wide_task_does_not_block_narrow_ones_and_limits_hold() {
     load(&mut core, JobView { max_parallel: Some(1), ..job_view(2) }, vec![ready(2, 1), ready(3, 1)]);
     core.place(&mut fx);
     assert_eq!(placed(&fx).len(), 1);
-    assert_eq!(core.explain(1, 1, 4), WaitReason::RequiredSlotsTooLarge { largest: 2 });
-    assert_eq!(core.explain(2, 3, 1), WaitReason::MaxParallelTasks);
-    assert_eq!(core.explain(2, 9, 1), WaitReason::NotWaiting);
+    assert_eq!(core.explain(1, 1, &Needs::slots(4)), WaitReason::RequiredSlotsTooLarge { largest: 2 });
+    assert_eq!(core.explain(2, 3, &Needs::slots(1)), WaitReason::MaxParallelTasks);
+    assert_eq!(core.explain(2, 9, &Needs::slots(1)), WaitReason::NotWaiting);
+}
+
+/// A node with resources.
+fn rich_node(core: &mut Core, at: usize, status: NodeStatus) -> Conn {
+    let conn = at as u64 + 1;
+    let hello = Input::Hello { conn, node: name(at), incarnation: "1".into(), stream: 0, status, seen: Vec::new() };
+    core.step(hello, now(), &mut Effects::default());
+    conn
+}
+
+fn end_of(core: &mut Core, conn: Conn, row: Row) {
+    let end = AttemptEnd {
+        start: None,
+        end: Timestamp::from_micros(1),
+        exit_code: Some(0),
+        failure: None,
+        cause: EndCause::Exited,
+        outputs_kept: false,
+    };
+    let input = Input::Ended { conn, row, attempt: 1, end, action: JobAction::None };
+    core.step(input, now(), &mut Effects::default());
+}
+
+fn placed_rows(core: &mut Core) -> Vec<(Row, String)> {
+    let mut fx = Effects::default();
+    core.place(&mut fx);
+    core.check().unwrap();
+    placed(&fx).into_iter().map(|(_, row, node)| (row, node)).collect()
+}
+
+#[test]
+fn resources_are_booked_and_what_fits_nowhere_stops_nobody() {
+    let mut core = Core::new(settings());
+    let capacity = Capacity { memory_bytes: 100, gpus: 1, ..Capacity::UNKNOWN };
+    rich_node(&mut core, 0, NodeStatus { capacity, ..node_status(8) });
+    rich_node(&mut core, 1, node_status(2));
+    let mem = |bytes| Needs { memory_bytes: bytes, ..Needs::slots(1) };
+    let never = Needs { gpus: 2, ..Needs::slots(1) };
+    let tasks = vec![
+        ready_with(1, never),
+        ready_with(2, Needs { gpus: 1, ..mem(60) }),
+        ready_with(3, Needs { gpus: 1, ..mem(10) }),
+        ready(4, 1),
+    ];
+    load(&mut core, JobView { priority: 9, ..job_view(1) }, tasks);
+    load(&mut core, job_view(2), vec![ready_with(11, mem(41)), ready_with(12, mem(30))]);
+    let on = placed_rows(&mut core);
+    let rows: Vec<Row> = on.iter().map(|(row, _)| *row).collect();
+    assert_eq!(rows, [2, 4, 11, 12], "{on:?}");
+    assert_eq!(on[0].1, "n0");
+    // The gpu is free again, and with it the second task.
+    end_of(&mut core, 1, 2);
+    assert_eq!(placed_rows(&mut core), [(3, "n0".to_owned())]);
+}
+
+#[test]
+fn exclusive_dedicated_and_manager_tasks_get_what_they_want() {
+    let mut core = Core::new(settings());
+    rich_node(&mut core, 0, NodeStatus { dedicated: false, ..node_status(4) });
+    rich_node(&mut core, 1, node_status(2));
+    let manager = Needs { exclusive: true, dedicated_only: true, manager: true, ..Needs::slots(1) };
+    load(&mut core, job_view(1), vec![ready(1, 1), ready(2, 1), ready(3, 1), ready(4, 1), ready_with(9, manager)]);
+    let on = placed_rows(&mut core);
+    assert_eq!(on[0], (9, "n1".to_owned()), "the manager first, on the dedicated node, alone");
+    assert!(on[1..].iter().all(|(_, node)| node == "n0"), "{on:?}");
+    assert_eq!(on.len(), 5);
+    // An exclusive task does not come to a node that has something.
+    let alone = Needs { exclusive: true, ..Needs::slots(1) };
+    load(&mut core, job_view(2), vec![ready_with(21, alone)]);
+    assert_eq!(placed_rows(&mut core), []);
+    for row in 1..=3 {
+        end_of(&mut core, 1, row);
+        assert_eq!(placed_rows(&mut core), []);
+    }
+    end_of(&mut core, 1, 4);
+    assert_eq!(placed_rows(&mut core), [(21, "n0".to_owned())]);
+}
+
+#[test]
+fn needs_beyond_the_limit_wait_for_their_turn() {
+    let mut core = Core::new(settings());
+    rich_node(&mut core, 0, node_status(1));
+    let count = shapes::MAX_SHAPES as u64 + 50;
+    let tasks = (1..=count).map(|row| ready_with(row, Needs { memory_bytes: row, ..Needs::slots(1) })).collect();
+    load(&mut core, job_view(1), tasks);
+    core.check().unwrap();
+    assert_eq!(core.depth().0 as u64, count);
+    let mut fx = Effects::default();
+    let dropped = Needs { memory_bytes: count, ..Needs::slots(1) };
+    core.step(Input::Terminate { job: 1, row: count, needs: dropped, reply: 0 }, now(), &mut fx);
+    assert_eq!(fx.replies, [(0, Ok(()))]);
+    let mut seen = Vec::new();
+    while let [(row, _)] = placed_rows(&mut core)[..] {
+        seen.push(row);
+        end_of(&mut core, 1, row);
+    }
+    assert_eq!(seen, (1..count).collect::<Vec<_>>());
+    assert_eq!(core.depth().0, 0);
 }
 
 proptest::proptest! {

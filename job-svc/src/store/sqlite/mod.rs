@@ -29,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, sql: outbox::SCHEMA },
     Migration { version: 2, sql: requests::SCHEMA },
     Migration { version: 3, sql: include_str!("../schema.sql") },
+    Migration { version: 4, sql: include_str!("../needs.sql") },
 ];
 
 /// See the module.

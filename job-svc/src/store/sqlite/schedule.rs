@@ -29,25 +29,25 @@ pub(super) fn open_tasks(
     limit: u32,
 ) -> Result<Vec<OpenTask>, StoreError> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, slots, max_retries, affinity, attempt, retries, phase, record FROM tasks
+        "SELECT id, slots, max_retries, affinity, needs, attempt, retries, phase, record FROM tasks
          WHERE job = ?1 AND id > ?2 AND open = 1 ORDER BY id LIMIT ?3",
     )?;
     let mut rows = statement.query(params![signed(job), signed(after), limit])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
-        let attempt: u32 = row.get(4)?;
+        let attempt: u32 = row.get(5)?;
         let mut open = OpenTask {
             row: unsigned(row.get(0)?),
             facts: tasks::facts(row, 1)?,
             attempt,
-            retry_count: row.get(5)?,
+            retry_count: row.get(6)?,
             internal_retries: 0,
             reactivated: false,
             node: None,
         };
         // Of a task that never ran the columns say everything.
-        if attempt > 0 || row.get::<_, u32>(6)? != codec::phase_number(Phase::Active) {
-            let task = codec::decode_task(row.get_ref(7)?.as_blob().map_err(damaged)?)?;
+        if attempt > 0 || row.get::<_, u32>(7)? != codec::phase_number(Phase::Active) {
+            let task = codec::decode_task(row.get_ref(8)?.as_blob().map_err(damaged)?)?;
             open.internal_retries = task.internal_retry_count;
             open.reactivated = matches!(task.previous, Some((Phase::Completed, _)));
             open.node = match task.state {

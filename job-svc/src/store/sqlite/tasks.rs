@@ -7,15 +7,21 @@ use prost::Message;
 
 use super::*;
 use crate::domain::etag;
+use crate::domain::needs::Needs;
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptRecord, Phase, Task, TaskEvent};
 use crate::store::{codec, events};
 
-const COLUMNS: &str = "t.id, t.job, t.task_key, t.task_id, t.slots, t.max_retries, t.affinity, t.created, t.modified,
-    t.record, s.spec, s.traceparent FROM tasks t JOIN task_specs s ON s.id = t.id";
+const COLUMNS: &str = "t.id, t.job, t.task_key, t.task_id, t.slots, t.max_retries, t.affinity, t.needs, t.created,
+    t.modified, t.record, s.spec, s.traceparent FROM tasks t JOIN task_specs s ON s.id = t.id";
 
 pub(super) fn facts(row: &Row<'_>, at: usize) -> Result<TaskFacts, StoreError> {
-    Ok(TaskFacts { slots: row.get(at)?, max_retries: row.get(at + 1)?, affinity: row.get(at + 2)? })
+    let slots: u16 = row.get(at)?;
+    let needs = match row.get_ref(at + 3)?.as_blob_or_null().map_err(damaged)? {
+        None => Needs::slots(slots),
+        Some(bytes) => codec::decode_needs(slots, bytes)?,
+    };
+    Ok(TaskFacts { needs, max_retries: row.get(at + 1)?, affinity: row.get(at + 2)? })
 }
 
 fn read(row: &Row<'_>) -> Result<TaskRow, StoreError> {
@@ -30,11 +36,11 @@ fn read(row: &Row<'_>) -> Result<TaskRow, StoreError> {
         job: unsigned(row.get(1)?),
         id: TaskId::parse(&id).map_err(damaged)?,
         facts: facts(row, 4)?,
-        created: Timestamp::from_micros(row.get(7)?),
-        last_modified: Timestamp::from_micros(row.get(8)?),
-        task: codec::decode_task(blob(9)?)?,
-        spec: Bytes::copy_from_slice(blob(10)?),
-        traceparent: row.get::<_, String>(11)?.into(),
+        created: Timestamp::from_micros(row.get(8)?),
+        last_modified: Timestamp::from_micros(row.get(9)?),
+        task: codec::decode_task(blob(10)?)?,
+        spec: Bytes::copy_from_slice(blob(11)?),
+        traceparent: row.get::<_, String>(12)?.into(),
     })
 }
 
@@ -44,7 +50,7 @@ fn names<'a>(job: &'a JobRow, task: &'a TaskRow) -> events::TaskNames<'a> {
         pool: &job.pool,
         job: &job.job,
         task: &task.id,
-        slots: task.facts.slots,
+        slots: task.facts.needs.slots,
         traceparent: &task.traceparent,
     }
 }
@@ -86,7 +92,7 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
     let mut insert = connection
         .prepare_cached(
             "INSERT INTO tasks (id, job, task_key, task_id, open, phase, attempt, retries, slots, max_retries, affinity,
-             created, modified, record) VALUES (?1, ?2, ?3, ?4, 1, 1, 0, 0, ?5, ?6, ?7, ?8, ?8, ?9)
+             created, modified, record, needs) VALUES (?1, ?2, ?3, ?4, 1, 1, 0, 0, ?5, ?6, ?7, ?8, ?8, ?9, ?10)
              ON CONFLICT (job, task_key) DO NOTHING",
         )
         .map_err(db)?;
@@ -118,11 +124,12 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
                 job,
                 key,
                 written,
-                task.facts.slots,
+                task.facts.needs.slots,
                 task.facts.max_retries,
                 task.facts.affinity,
                 add.now.as_micros(),
-                record
+                record,
+                codec::encode_needs(&task.facts.needs)
             ])
             .map_err(db)?;
         if inserted == 0 {
@@ -143,13 +150,13 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
             traceparent: add.traceparent.clone(),
         };
         next += 1;
-        delta.moved(None, Some(Bucket::Active), row.facts.slots);
+        delta.moved(None, Some(Bucket::Active), row.facts.needs.slots);
         let names = events::TaskNames {
             account: &add.account,
             pool: &pool,
             job: &job_id,
             task: &row.id,
-            slots: row.facts.slots,
+            slots: row.facts.needs.slots,
             traceparent: &row.traceparent,
         };
         announced.push(events::task(names, "job.task.added", None, &row.task, None, "", add.now));
@@ -305,7 +312,7 @@ pub(super) fn reactivate(
         .execute(params![signed(row.row), row.last_modified.as_micros(), codec::encode_task(&row.task)])
         .map_err(db)?;
     let mut delta = CountsDelta::default();
-    delta.moved(Some(bucket), Some(Bucket::Active), row.facts.slots);
+    delta.moved(Some(bucket), Some(Bucket::Active), row.facts.needs.slots);
     jobs::add_counts(connection, job.row, &delta)?;
     let event = events::task(names(&job, &row), "job.task.requeued", Some(phase), &row.task, None, "Reactivated", now);
     outbox::append(connection, SERVICE, vec![event])?;
@@ -336,7 +343,7 @@ pub(super) fn delete_completed(
     }
     remove(connection, row.row)?;
     let mut delta = CountsDelta::default();
-    delta.moved(Some(Bucket::of(&row.task)), None, row.facts.slots);
+    delta.moved(Some(Bucket::of(&row.task)), None, row.facts.needs.slots);
     jobs::add_counts(connection, job.row, &delta)?;
     let event = events::task(names(&job, &row), "job.task.deleted", Some(phase), &row.task, None, "", now);
     outbox::append(connection, SERVICE, vec![event])?;

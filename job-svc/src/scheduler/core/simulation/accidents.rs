@@ -24,11 +24,12 @@ impl World {
         }
         let tasks: Vec<ReadyTask> = (0..self.rng.random_range(1..4))
             .map(|_| {
-                let (row, slots) = (self.next_row, self.rng.random_range(1..=SLOTS));
+                let row = self.next_row;
+                let needs = Needs::slots(self.rng.random_range(1..=SLOTS));
                 self.next_row += 1;
                 let task = Task::new(self.now().wall);
-                self.tasks.insert(row, Stored { job, slots, task, finishes: 0, former: None });
-                ready(row, slots)
+                self.tasks.insert(row, Stored { job, needs, task, finishes: 0, former: None });
+                ready_with(row, needs)
             })
             .collect();
         self.notes.push_back(Note::Added(job, tasks));
@@ -84,15 +85,16 @@ impl World {
     }
 
     pub(super) fn command(&mut self) {
-        let rows: Vec<(Row, JobKey, u16)> = self.tasks.iter().map(|(row, task)| (*row, task.job, task.slots)).collect();
+        let rows: Vec<(Row, JobKey, Needs)> =
+            self.tasks.iter().map(|(row, task)| (*row, task.job, task.needs)).collect();
         if rows.is_empty() {
             return;
         }
-        let (row, job, slots) = rows[self.rng.random_range(0..rows.len())];
+        let (row, job, needs) = rows[self.rng.random_range(0..rows.len())];
         if self.rng.random_bool(0.7) {
-            self.input(Input::Terminate { job, row, slots, reply: 0 });
+            self.input(Input::Terminate { job, row, needs, reply: 0 });
         } else {
-            self.input(Input::Delete { job, row, slots, reply: 0 });
+            self.input(Input::Delete { job, row, needs, reply: 0 });
         }
     }
 

@@ -23,7 +23,7 @@ use std::collections::{HashSet, VecDeque};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::tests::{LEASE, job_view, name, node_status, ready, settings};
+use super::tests::{LEASE, job_view, name, node_status, ready_with, settings};
 use super::*;
 use crate::domain::job::{DisableTasks, JobEvent};
 use crate::domain::task::{AttemptRecord, EndCause, Outcome, Phase as TaskPhase, Task, TaskState};
@@ -89,7 +89,7 @@ type Acks = Vec<(Conn, Row, u32)>;
 /// What the store has.
 struct Stored {
     job: JobKey,
-    slots: u16,
+    needs: Needs,
     task: Task,
     finishes: u32,
     /// The latest attempt that is history.
@@ -198,7 +198,7 @@ impl World {
             let mut used = 0;
             for (row, _) in &agent.alive {
                 *alive.entry(*row).or_default() += 1;
-                used += self.tasks.get(row).map_or(0, |task| task.slots);
+                used += self.tasks.get(row).map_or(0, |task| task.needs.slots);
             }
             assert!(used <= SLOTS, "a node uses {used} slots");
         }
@@ -275,7 +275,7 @@ fn ready_of(row: Row, stored: &Stored) -> ReadyTask {
         attempt: stored.task.attempt,
         retry_count: stored.task.retry_count,
         internal_retries: stored.task.internal_retry_count,
-        ..ready(row, stored.slots)
+        ..ready_with(row, stored.needs)
     }
 }
 
