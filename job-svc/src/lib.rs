@@ -4,7 +4,8 @@
 //! - [`domain`]: the rules, free of I/O;
 //! - [`scheduler`]: one actor a pool around a pure core;
 //! - [`store`]: what is kept;
-//! - [`config`], [`metrics`].
+//! - [`config`], [`metrics`];
+//! - [`bench`]: measures the core of the scheduler alone.
 //!
 //! The life of a task: [`api`] checks it and writes its row together with the
 //! job's counts and the event (one transaction of many callers), then tells the
@@ -13,6 +14,7 @@
 //! then acknowledged. See [`scheduler::core`] for the promises this keeps.
 
 pub mod api;
+pub mod bench;
 pub mod config;
 pub mod domain;
 pub mod metrics;

@@ -1,4 +1,4 @@
-//! Placement: order, shares, limits, and how fast it is. Its fixtures serve the simulation too.
+//! Placement: order, shares, limits. Its fixtures serve the simulation too.
 
 use super::*;
 use crate::domain::task::EndCause;
@@ -284,43 +284,4 @@ proptest::proptest! {
             proptest::prop_assert_eq!(Some(*first), best);
         }
     }
-}
-
-/// How many placements a second the core alone makes; run in release.
-#[test]
-#[ignore = "a measurement"]
-fn placements_per_second() {
-    let (mut core, _) = core_with(&[256; 40]);
-    let count = 1_000_000_u64;
-    load(&mut core, job_view(1), (1..=count).map(|row| ready(row, 1)).collect());
-    let end = AttemptEnd {
-        start: None,
-        end: Timestamp::from_micros(1),
-        exit_code: Some(0),
-        failure: None,
-        cause: EndCause::Exited,
-        outputs_kept: false,
-    };
-    let began = std::time::Instant::now();
-    let mut done = 0;
-    while done < count {
-        let mut fx = Effects::default();
-        core.place(&mut fx);
-        let sends: Vec<(Conn, Row, u32)> = fx
-            .sends
-            .iter()
-            .filter_map(|send| match send {
-                Send::Assign(conn, row, attempt) => Some((*conn, *row, *attempt)),
-                _ => None,
-            })
-            .collect();
-        let mut ended = Effects::default();
-        for (conn, row, attempt) in sends {
-            let input = Input::Ended { conn, row, attempt, end: end.clone(), action: JobAction::None };
-            core.step(input, now(), &mut ended);
-            done += 1;
-        }
-    }
-    let rate = count as f64 / began.elapsed().as_secs_f64();
-    println!("{rate:.0} placements (with their ends) a second");
 }
