@@ -2,6 +2,7 @@
 //!
 //! - [`up`]: all services in one process, on one data directory;
 //! - [`run`]: workflow files; [`exec`]: one command, or an array of it;
+//! - [`bench`]: how fast it is;
 //! - [`commands`]: one module per resource, for looking and changing by hand;
 //! - [`connect`]: which server a command talks to; [`follow`]: event streams
 //!   that survive a broken connection; [`transfer`]: files in and out;
@@ -85,6 +86,10 @@ enum Command {
     Logs(commands::logs::LogsArgs),
     /// Show the event log of the account
     Events(commands::events::EventsArgs),
+    /// Measure how fast a deployment is, beside what the machine allows
+    ///
+    /// A server is started for it, unless --endpoint or --data names one.
+    Bench(bench::BenchArgs),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -146,6 +151,9 @@ fn dispatch(cli: Cli) -> Outcome {
             let format = if args.log_json { LogFormat::Json } else { LogFormat::Plain };
             with_runtime(Threads::Many, format, "info", || async move { up::command(&data, &addresses).await })
         }
+        Command::Bench(args) => {
+            with_runtime(Threads::Many, LogFormat::Plain, "error", || bench::command(connect, output, args))
+        }
         // These two may start a server of their own.
         Command::Run(args) => {
             with_runtime(Threads::Many, LogFormat::Plain, "error", || run::command(connect, output, args))
@@ -168,6 +176,7 @@ fn dispatch(cli: Cli) -> Outcome {
                 | Command::Env
                 | Command::Run(_)
                 | Command::Exec(_)
+                | Command::Bench(_)
                 | Command::Completions { .. }
                 | Command::Man { .. }
                 | Command::Agent(_) => Ok(()),
@@ -250,6 +259,11 @@ mod tests {
             "kiln watch j",
             "kiln logs -f j t --stderr",
             "kiln events --type job.task",
+            "kiln bench tasks --count 10 --nodes 2 --slots 1 --simulated --repeat 1 --output json",
+            "kiln bench latency --queued 5 --by poll",
+            "kiln bench latency --load 100,1000",
+            "kiln bench submit --count 5",
+            "kiln bench nodes --nodes 10,1000",
             "kiln completions zsh",
             "kiln man m",
             "kiln agent --join f",

@@ -1,5 +1,8 @@
-//! The composition root: five services in this process, each with its own port,
-//! put together as they are in a cluster.
+//! The composition root: five services in this process, each with its own port
+//! and its own threads, put together as they are in a cluster. Threads apart
+//! mean that a service with much to do (digests of large uploads, a flood of
+//! events) does not hold up the others, and that the system's own tools tell
+//! which service uses the processors.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,6 +17,7 @@ use kiln_bus::memory::MemoryBus;
 use kiln_bus::{Bus, QueueSpec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -132,6 +136,33 @@ struct Running {
     name: &'static str,
     shutdown: CancellationToken,
     handle: JoinHandle<anyhow::Result<()>>,
+    _threads: Threads,
+}
+
+/// The runtime of one service.
+#[derive(Debug)]
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn start(name: &'static str) -> Outcome<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().thread_name(name).enable_all().build();
+        Ok(Self(Some(runtime.with_context(|| format!("threads of {name}"))?)))
+    }
+
+    fn spawn(&self, work: BoxFuture<'static, anyhow::Result<()>>) -> JoinHandle<anyhow::Result<()>> {
+        let _inside = self.0.as_ref().map(Runtime::enter);
+        kiln_telemetry::spawn(work)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        // Waiting is not allowed where other futures run, and nothing is left to
+        // wait for: the service has ended or was cut off.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Services {
@@ -146,8 +177,11 @@ impl Services {
         let queue = QueueSpec { name: "monitor.events".to_owned(), bindings: vec!["#".to_owned()], prefetch: 64 };
         bus.declare(&queue).await.context("event bus")?;
         let mut services = Self { running: Vec::new(), bus };
-        services.spawn_all(plan, listeners, ports);
-        match services.ready([ports.gateway, ports.pool, ports.job, ports.monitor, ports.storage]).await {
+        let started = match services.spawn_all(plan, listeners, ports) {
+            Ok(()) => services.ready([ports.gateway, ports.pool, ports.job, ports.monitor, ports.storage]).await,
+            Err(failure) => Err(failure),
+        };
+        match started {
             Ok(()) => Ok(services),
             Err(failure) => {
                 services.stop().await;
@@ -156,7 +190,7 @@ impl Services {
         }
     }
 
-    fn spawn_all(&mut self, plan: Plan<'_>, listeners: Listeners, ports: Ports) {
+    fn spawn_all(&mut self, plan: Plan<'_>, listeners: Listeners, ports: Ports) -> Outcome {
         let local = |port: u16| format!("http://127.0.0.1:{port}");
         let data = plan.data.to_path_buf();
         let key = plan.cluster_key;
@@ -172,7 +206,7 @@ impl Services {
             &plan.batch_endpoint,
         );
         let deps = gateway::Deps { cluster_key: key.clone() };
-        self.spawn("gateway", |shutdown| gateway::run(config, deps, listeners.gateway, shutdown).boxed());
+        self.spawn("gateway", |shutdown| gateway::run(config, deps, listeners.gateway, shutdown).boxed())?;
 
         let config = pool_svc::Config {
             control_endpoint: local(ports.pool),
@@ -184,29 +218,31 @@ impl Services {
             ..pool_svc::Config::new(&data)
         };
         let deps = pool_svc::Deps { cluster_key: key.clone(), bus: bus.clone() };
-        self.spawn("pool-svc", |shutdown| pool_svc::run(config, deps, listeners.pool, shutdown).boxed());
+        self.spawn("pool-svc", |shutdown| pool_svc::run(config, deps, listeners.pool, shutdown).boxed())?;
 
         let config = job_svc::Config::new(data.clone());
         let deps = job_svc::Deps { cluster_key: key.clone(), bus: bus.clone() };
-        self.spawn("job-svc", |shutdown| job_svc::run(config, deps, listeners.job, shutdown).boxed());
+        self.spawn("job-svc", |shutdown| job_svc::run(config, deps, listeners.job, shutdown).boxed())?;
 
         let config = monitor_svc::Config::new(&data);
         let deps = monitor_svc::Deps { cluster_key: key.clone(), bus: bus.clone() };
-        self.spawn("monitor-svc", |shutdown| monitor_svc::run(config, deps, listeners.monitor, shutdown).boxed());
+        self.spawn("monitor-svc", |shutdown| monitor_svc::run(config, deps, listeners.monitor, shutdown).boxed())?;
 
         let config = storage_svc::Config::new(&data, plan.blob_endpoint);
         let deps = storage_svc::Deps { cluster_key: key, bus };
         let ports = storage_svc::Listeners { grpc: listeners.storage, blob: listeners.blob };
-        self.spawn("storage-svc", |shutdown| storage_svc::run(config, deps, ports, shutdown).boxed());
+        self.spawn("storage-svc", |shutdown| storage_svc::run(config, deps, ports, shutdown).boxed())
     }
 
-    fn spawn<F>(&mut self, name: &'static str, run: F)
+    fn spawn<F>(&mut self, name: &'static str, run: F) -> Outcome
     where
         F: FnOnce(CancellationToken) -> BoxFuture<'static, anyhow::Result<()>>,
     {
         let shutdown = CancellationToken::new();
-        let handle = kiln_telemetry::spawn(run(shutdown.clone()));
-        self.running.push(Running { name, shutdown, handle });
+        let threads = Threads::start(name)?;
+        let handle = threads.spawn(run(shutdown.clone()));
+        self.running.push(Running { name, shutdown, handle, _threads: threads });
+        Ok(())
     }
 
     /// Waits until every `/readyz` says so.
