@@ -4,9 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kiln_client::Client;
-use kiln_proto::job::v1::{
-    AddTasksRequest, CountTasksRequest, CreateJobRequest, JobSpec, TaskCounts, TaskSpec,
-};
+use kiln_proto::job::v1::{AddTasksRequest, CountTasksRequest, CreateJobRequest, JobSpec, TaskCounts, TaskSpec};
 use kiln_proto::pool::v1::{CreatePoolRequest, ListNodesRequest, NodeState, PoolSpec};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -51,7 +49,10 @@ pub async fn create_pool(client: &Client, nodes: usize, slots: i32) -> Outcome<S
         task_slots_per_node: slots,
         ..PoolSpec::default()
     };
-    client.pools().create_pool(CreatePoolRequest { request_id: request_id(), id: id.clone(), spec: Some(spec) }).await?;
+    client
+        .pools()
+        .create_pool(CreatePoolRequest { request_id: request_id(), id: id.clone(), spec: Some(spec) })
+        .await?;
     let began = Instant::now();
     loop {
         let list = ListNodesRequest { pool_id: id.clone(), ..ListNodesRequest::default() };

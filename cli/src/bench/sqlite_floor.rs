@@ -23,9 +23,11 @@ pub fn lives(directory: &Path, count: usize) -> Outcome<Duration> {
         insert(connection, count)?;
         for phase in [2, 3] {
             in_groups(connection, count, |connection, number| {
-                connection
-                    .prepare_cached("UPDATE tasks SET phase = ?2, record = ?3 WHERE id = ?1")?
-                    .execute(params![number as i64, phase, [0u8; 48]])
+                connection.prepare_cached("UPDATE tasks SET phase = ?2, record = ?3 WHERE id = ?1")?.execute(params![
+                    number as i64,
+                    phase,
+                    [0u8; 48]
+                ])
             })?;
         }
         Ok(())

@@ -81,13 +81,7 @@ fn processes(scratch: &Path, count: usize, threads: usize) -> Outcome<Duration> 
     Ok(took.context("processes of the floor")?)
 }
 
-async fn round(
-    server: &Server,
-    pool: &str,
-    fleet: Option<&Fleet>,
-    count: usize,
-    floor: Duration,
-) -> Outcome<Round> {
+async fn round(server: &Server, pool: &str, fleet: Option<&Fleet>, count: usize, floor: Duration) -> Outcome<Round> {
     if let Some(pid) = server.pid() {
         usage::forget_peak(pid);
     }
