@@ -24,6 +24,7 @@ use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause}
 use crate::domain::environment::NodeFacts;
 use crate::domain::lease::Lease;
 use crate::domain::ledger::{Assigned, Key, Ledger};
+use crate::job_tasks::Jobs;
 use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
 use crate::stage::input::Input;
@@ -82,6 +83,8 @@ pub struct Agent {
     pub output: Output,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
+    /// Preparation and release of jobs.
+    pub jobs: Jobs,
     /// Reports or status wait for job-svc.
     pub work_due: Notify,
     /// Something that pool-svc should know at once.
@@ -170,6 +173,7 @@ impl Agent {
             input: parts.input,
             output: parts.output,
             node_token: parts.node_token,
+            jobs: Jobs::default(),
             work_due: Notify::new(),
             control_due: Notify::new(),
             control_soon: Notify::new(),
@@ -252,13 +256,13 @@ impl Agent {
     }
 
     /// An assignment has arrived; gives the way to stop its attempt, or `None`
-    /// if the attempt is known already.
-    pub fn assign(&self, key: &Key, slots: i32) -> Option<CancellationToken> {
+    /// if the attempt is known already. With `waits` it begins later.
+    pub fn assign(&self, key: &Key, slots: i32, waits: bool) -> Option<CancellationToken> {
         let stop = CancellationToken::new();
         {
             let mut state = self.state();
             let now = Timestamp::now();
-            if state.ledger.assign(key, now) == Assigned::Known {
+            if state.ledger.assign(key, waits, now) == Assigned::Known {
                 return None;
             }
             state.stops.insert(key.clone(), (stop.clone(), slots.max(1)));
@@ -350,8 +354,11 @@ impl Agent {
         if state.start_task_live && is_below(kiln_node::STARTUP_DIR) {
             return true;
         }
-        path.starts_with(kiln_node::WORKITEMS_DIR)
-            && state
+        if !path.starts_with(kiln_node::WORKITEMS_DIR) {
+            return false;
+        }
+        self.jobs.is_running(|job, task| is_below(&kiln_node::task_dir(job, task)))
+            || state
                 .ledger
                 .all()
                 .any(|(key, attempt)| attempt.is_live() && is_below(&kiln_node::task_dir(&key.job, &key.task)))

@@ -10,7 +10,8 @@
 //! | [`domain`] | rules without I/O: attempts, lease, command lines, patterns |
 //! | [`agent`] | what the loops share in one life of the agent |
 //! | [`control`], [`work`] | the two streams, and the watch over the lease |
-//! | [`run_attempt`], [`start_task`], [`run_process`] | from assignment to result |
+//! | [`run_attempt`], [`run_process`] | from assignment to result |
+//! | [`start_task`], [`job_tasks`], [`node_task`] | tasks of the node itself, and of jobs on it |
 //! | [`process`] | starting, watching and killing process trees |
 //! | [`stage`] | files in and out |
 //! | [`files`] | questions about the node's files |
@@ -27,8 +28,10 @@ pub mod config;
 pub mod control;
 pub mod domain;
 pub mod files;
+pub mod job_tasks;
 mod lock;
 mod machine;
+pub mod node_task;
 pub mod process;
 pub mod retention;
 pub mod run_attempt;
@@ -209,12 +212,13 @@ fn make_agent(
 /// Kills every task and waits until all are over.
 async fn stop_tasks(agent: &Agent) {
     agent.stop_all(StopCause::Shutdown);
+    agent.jobs.stop_all();
     let all_ended = async {
         loop {
             let ended = agent.ended.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            if agent.live() == 0 {
+            if agent.live() == 0 && agent.jobs.running() == 0 {
                 return;
             }
             ended.await;

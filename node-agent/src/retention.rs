@@ -7,11 +7,15 @@ use std::time::Duration;
 use kiln_time::Timestamp;
 
 use crate::agent::Agent;
+use crate::domain::ledger::Key;
 
 /// Directories are looked at this often.
 const INTERVAL: Duration = Duration::from_secs(600);
 /// Where directories wait for their removal; outside of the node root.
 const TRASH: &str = "trash";
+
+/// The new place of a directory, if it was there.
+type Moved = std::io::Result<Option<PathBuf>>;
 
 /// Removes the directory of a task or a whole job as soon as nothing runs in
 /// it. Attempts that begin later keep it.
@@ -23,11 +27,7 @@ pub fn remove_when_ended(agent: &Arc<Agent>, job: &str, task: Option<&str>) {
     let dir = agent.root.join(relative);
     // At once if nothing runs there: an assignment that comes next may be for a
     // new task of this name, and must not lose its directory.
-    let (waits_for, moved) = agent.with_work(|ledger, _| {
-        let live = ledger.live_of(job, task);
-        let moved = live.is_empty().then(|| move_away(&trash(agent), &dir));
-        (live, moved)
-    });
+    let (waits_for, moved) = move_if_idle(agent, job, task, &dir);
     let (agent, job, task) = (agent.clone(), job.to_owned(), task.map(str::to_owned));
     kiln_telemetry::spawn(async move {
         if let Some(moved) = moved {
@@ -38,11 +38,7 @@ pub fn remove_when_ended(agent: &Arc<Agent>, job: &str, task: Option<&str>) {
             let ended = agent.ended.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            let (live, moved) = agent.with_work(|ledger, _| {
-                let live = ledger.live_of(&job, task.as_deref());
-                let moved = live.is_empty().then(|| move_away(&trash(&agent), &dir));
-                (live, moved)
-            });
+            let (live, moved) = move_if_idle(&agent, &job, task.as_deref(), &dir);
             if live.iter().any(|key| !waits_for.contains(key)) {
                 return;
             }
@@ -58,8 +54,20 @@ pub fn remove_when_ended(agent: &Arc<Agent>, job: &str, task: Option<&str>) {
     });
 }
 
+/// Moves the directory if nothing runs in it; gives what runs.
+fn move_if_idle(agent: &Agent, job: &str, task: Option<&str>, dir: &Path) -> (Vec<Key>, Option<Moved>) {
+    agent.with_work(|ledger, _| {
+        let live = ledger.live_of(job, task);
+        let is_meant =
+            |of: &str, id: &str| of.eq_ignore_ascii_case(job) && task.is_none_or(|task| task.eq_ignore_ascii_case(id));
+        let idle = live.is_empty() && !agent.jobs.is_running(is_meant);
+        let moved = idle.then(|| move_away(&trash(agent), dir));
+        (live, moved)
+    })
+}
+
 /// Puts a directory out of sight; gives its new place, if it was there.
-fn move_away(trash: &Path, dir: &Path) -> std::io::Result<Option<PathBuf>> {
+fn move_away(trash: &Path, dir: &Path) -> Moved {
     let away = trash.join(uuid::Uuid::new_v4().simple().to_string());
     let moved = std::fs::rename(dir, &away).or_else(|error| {
         // Either the directory is not there, or the trash is not there yet.
@@ -83,7 +91,7 @@ async fn remove(agent: &Arc<Agent>, dir: &Path) {
 }
 
 /// Removes for good what was moved out of sight.
-async fn remove_moved(agent: &Arc<Agent>, dir: &Path, moved: std::io::Result<Option<PathBuf>>) {
+async fn remove_moved(agent: &Arc<Agent>, dir: &Path, moved: Moved) {
     let dir = dir.to_owned();
     let shown = dir.clone();
     let work = move || {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use kiln_ids::TaskId;
 use kiln_proto::job::v1::Assignment;
 use kiln_telemetry::propagation;
 use kiln_time::Timestamp;
@@ -15,6 +16,7 @@ use crate::domain::attempt::{Attempt, Event};
 use crate::domain::environment::{self, ProcessFacts, TaskFacts};
 use crate::domain::failure::Failure;
 use crate::domain::ledger::Key;
+use crate::job_tasks;
 use crate::process::launch::Launch;
 use crate::process::supervisor::Running;
 use crate::run_process::{self, Place};
@@ -44,7 +46,10 @@ pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, st
         failure = tracing::field::Empty,
     );
     propagation::continue_from_text(&span, &assignment.traceparent);
-    steps(&agent, &key, &assignment, &stop, &span).instrument(span.clone()).await;
+    let stopped = steps(&agent, &key, &assignment, &stop, &span).instrument(span.clone()).await;
+    if assignment.preparation.is_some() {
+        job_tasks::leave(&agent, &key, assignment.job_number, stopped);
+    }
     let spec = assignment.spec.unwrap_or_default();
     let retention = wire::limit(spec.constraints.and_then(|constraints| constraints.retention_time).as_ref())
         .unwrap_or(agent.config.settings.retention);
@@ -52,19 +57,23 @@ pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, st
     agent.keep_until(dir, Timestamp::now().plus(retention));
 }
 
-async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &CancellationToken, span: &Span) {
+/// True if the attempt was stopped from outside.
+async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &CancellationToken, span: &Span) -> bool {
+    if !is_prepared(agent, key, assignment, stop).await {
+        return stop.is_cancelled();
+    }
     tracing::debug!("attempt begins");
     let Started { running, dir, working_dir, environment } = match begin(agent, key, assignment, stop, span).await {
         Ok(Some(started)) => started,
         Ok(None) => {
             agent.apply(key, Event::Interrupted);
-            return;
+            return true;
         }
         Err(failure) => {
             span.record("failure", failure.code);
             tracing::debug!(%failure, "the attempt cannot be started");
             agent.apply(key, Event::PreFailed(failure));
-            return;
+            return stop.is_cancelled();
         }
     };
     agent.apply(key, Event::Started);
@@ -76,11 +85,13 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     .instrument(tracing::info_span!("task.run"))
     .await;
     span.record("exit_code", code);
-    let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code }) else { return };
+    let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code, broken: None }) else {
+        return true;
+    };
     let files = spec.map(|spec| spec.output_files.as_slice()).unwrap_or_default();
     if assignment.retry_follows && code != 0 && !expired && !files.is_empty() {
         agent.apply(key, Event::Kept);
-        return;
+        return false;
     }
     let job = Job {
         files,
@@ -101,7 +112,28 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
         },
         () = stop.cancelled() => Event::Interrupted,
     };
+    let stopped = event == Event::Interrupted;
     agent.apply(key, event);
+    stopped
+}
+
+/// Waits for the job's preparation task, if the attempt has to. False if the
+/// attempt has ended instead.
+async fn is_prepared(agent: &Agent, key: &Key, assignment: &Assignment, stop: &CancellationToken) -> bool {
+    if !assignment.preparation.as_ref().is_some_and(|preparation| preparation.wait_for_success) {
+        return true;
+    }
+    let event = tokio::select! {
+        biased;
+        () = stop.cancelled() => Event::Interrupted,
+        prepared = agent.jobs.wait(assignment.job_number) => match prepared {
+            Ok(()) => Event::Begin,
+            Err(failure) => Event::BeginFailed(failure),
+        },
+    };
+    let begins = event == Event::Begin;
+    agent.apply(key, event);
+    begins
 }
 
 /// Directory, resource files, process; `None` if a stop came first. Only the transfer of
@@ -135,7 +167,14 @@ async fn begin(
         fetched = fetch => fetched?,
     }
     let marker = format!("{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt);
-    let task = TaskFacts { job_id: key.job.to_string(), task_id: key.task.to_string(), attempt: key.attempt };
+    let preparation = assignment.preparation.as_ref().and_then(|preparation| preparation.spec.as_ref());
+    let task = TaskFacts {
+        attempt: Some((key.attempt, spec.required_slots.max(1))),
+        preparation_dir: preparation
+            .filter(|preparation| TaskId::parse(&preparation.id).is_ok())
+            .map(|preparation| job_tasks::preparation_dir(agent, &key.job, &preparation.id)),
+        ..TaskFacts::new(&key.job, &key.task)
+    };
     // Without an exporter there is no span of ours: the caller's goes on.
     let own = propagation::traceparent_of(span);
     let traceparent = if own.is_empty() { &assignment.traceparent } else { &own };

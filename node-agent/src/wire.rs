@@ -4,11 +4,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use kiln_ids::{JobId, TaskId};
-use kiln_proto::common::v1::{ErrorCategory, FailureInfo, NameValue};
+use kiln_proto::common::v1::{ErrorCategory, ExecutionResult, FailureInfo, NameValue};
 use kiln_proto::job::v1::attempt_report::What;
 use kiln_proto::job::v1::{
-    AttemptEnded, AttemptKey, AttemptPhase, AttemptReport, AttemptStarted, AttemptView, EndCause,
+    AttemptEnded, AttemptKey, AttemptPhase, AttemptReady, AttemptReport, AttemptStarted, AttemptView, EndCause,
+    NodeTaskInfo, NodeTaskState,
 };
+use kiln_proto::pool::v1::{StartTaskInfo, StartTaskState};
 use kiln_telemetry::propagation;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::service::Interceptor;
@@ -17,6 +19,7 @@ use crate::agent::timestamp;
 use crate::domain::attempt::{Attempt, Cause, Ended};
 use crate::domain::failure::{Category, Failure};
 use crate::domain::ledger::{Key, Report};
+use crate::domain::node_task::Run;
 
 /// Puts the node's current token on calls.
 #[derive(Debug, Clone)]
@@ -52,6 +55,7 @@ pub fn key(key: &AttemptKey) -> Option<Key> {
         task: key.task_id.as_str().into(),
         attempt: key.attempt,
         number: key.task_number,
+        instance: key.instance,
     })
 }
 
@@ -62,14 +66,14 @@ pub fn attempt_key(key: &Key) -> AttemptKey {
         task_id: key.task.to_string(),
         attempt: key.attempt,
         task_number: key.number,
-        instance: 0,
+        instance: key.instance,
     }
 }
 
 /// One line of the agent's full view.
 pub fn view(key: &Key, attempt: &Attempt) -> AttemptView {
     let phase = match attempt {
-        Attempt::StagingIn { .. } => AttemptPhase::StagingIn,
+        Attempt::Waiting { .. } | Attempt::StagingIn { .. } | Attempt::Ready { .. } => AttemptPhase::StagingIn,
         Attempt::Running { .. } => AttemptPhase::Running,
         Attempt::StagingOut { .. } => AttemptPhase::StagingOut,
         Attempt::Ended(_) => AttemptPhase::Ended,
@@ -81,6 +85,7 @@ pub fn view(key: &Key, attempt: &Attempt) -> AttemptView {
 pub fn report(key: &Key, report: &Report) -> AttemptReport {
     let what = match report {
         Report::Started(start) => What::Started(AttemptStarted { start_time: Some(timestamp(*start)) }),
+        Report::Ready => What::Ready(AttemptReady {}),
         Report::Ended(ended) => What::Ended(attempt_ended(ended)),
     };
     AttemptReport { key: Some(attempt_key(key)), what: Some(what) }
@@ -94,6 +99,7 @@ fn attempt_ended(ended: &Ended) -> AttemptEnded {
         Cause::WallClockExpired => EndCause::WallClockExpired,
         Cause::Stopped => EndCause::Stopped,
         Cause::AgentFailure => EndCause::AgentFailure,
+        Cause::PreparationFailed => EndCause::PreparationFailed,
     };
     AttemptEnded {
         start_time: Some(timestamp(ended.start)),
@@ -121,6 +127,47 @@ pub fn failure(failure: &Failure) -> FailureInfo {
             .map(|(name, value)| NameValue { name: (*name).to_owned(), value: value.clone() })
             .collect(),
     }
+}
+
+/// How the start task goes.
+pub fn start_task_info(run: &Run) -> StartTaskInfo {
+    StartTaskInfo {
+        state: if run.completed { StartTaskState::Completed } else { StartTaskState::Running }.into(),
+        start_time: Some(timestamp(run.start)),
+        end_time: run.end.map(timestamp),
+        exit_code: run.exit_code,
+        failure: run.failure.as_ref().map(failure),
+        result: result(run).into(),
+        retry_count: retries(run),
+        last_retry_time: run.last_retry.map(timestamp),
+    }
+}
+
+/// How a job's preparation or release task in `dir` goes.
+pub fn node_task_info(run: &Run, dir: String) -> NodeTaskInfo {
+    NodeTaskInfo {
+        state: if run.completed { NodeTaskState::Completed } else { NodeTaskState::Running }.into(),
+        start_time: Some(timestamp(run.start)),
+        end_time: run.end.map(timestamp),
+        exit_code: run.exit_code,
+        failure: run.failure.as_ref().map(failure),
+        result: result(run).into(),
+        retry_count: retries(run),
+        last_retry_time: run.last_retry.map(timestamp),
+        task_root_directory: dir,
+    }
+}
+
+fn result(run: &Run) -> ExecutionResult {
+    match run {
+        Run { end: None, .. } => ExecutionResult::Unspecified,
+        Run { failure: None, .. } => ExecutionResult::Success,
+        Run { failure: Some(_), .. } => ExecutionResult::Failure,
+    }
+}
+
+fn retries(run: &Run) -> i32 {
+    i32::try_from(run.retries).unwrap_or(i32::MAX)
 }
 
 /// A limit of time; absent, negative and zero ones do not limit.

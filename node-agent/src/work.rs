@@ -8,7 +8,9 @@ use kiln_error::Error;
 use kiln_proto::job::v1::work_down::Message as Down;
 use kiln_proto::job::v1::work_service_client::WorkServiceClient;
 use kiln_proto::job::v1::work_up::Message as Up;
-use kiln_proto::job::v1::{Assignment, AttemptKey, Goodbye, LeaseRequest, Reports, WorkDown, WorkUp, WorkerHello};
+use kiln_proto::job::v1::{
+    Assignment, AttemptKey, Goodbye, JobNodeReports, LeaseRequest, Reports, WorkDown, WorkUp, WorkerHello,
+};
 use kiln_time::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,6 +19,7 @@ use crate::agent::{Agent, Outcome};
 use crate::clock;
 use crate::domain::attempt::{Event, StopCause};
 use crate::domain::ledger::Key;
+use crate::job_tasks;
 use crate::retention;
 use crate::run_attempt::run_attempt;
 use crate::stage::transfer::jittered;
@@ -92,13 +95,16 @@ async fn stream(
         lease.reconnected();
         ledger.requeue_reports();
     });
+    agent.jobs.requeue_words();
     let mut session = Session { hello: Some((hello_sent, version)), status_sent: version, lease_due: false };
     loop {
         let next_request =
             agent.with_work(|_, lease| lease.next_request(clock::since_boot())).saturating_sub(clock::since_boot());
         let (version, _) = agent.status();
-        let due =
-            version != session.status_sent || session.lease_due || agent.with_work(|ledger, _| ledger.has_reports());
+        let due = version != session.status_sent
+            || session.lease_due
+            || agent.with_work(|ledger, _| ledger.has_reports())
+            || agent.jobs.has_words();
         tokio::select! {
             biased;
             message = inbound.message() => {
@@ -171,6 +177,10 @@ impl Session {
             self.lease_due = false;
             return Some(Up::LeaseRequest(LeaseRequest { sequence }));
         }
+        let words = agent.jobs.take_words(MAX_BATCH);
+        if !words.is_empty() {
+            return Some(Up::JobNodeReports(JobNodeReports { reports: words }));
+        }
         let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
         (!reports.is_empty()).then(|| {
             Up::Reports(Reports { reports: reports.iter().map(|(key, report)| wire::report(key, report)).collect() })
@@ -214,8 +224,10 @@ impl Session {
                 }
             }
             Down::Redirect(redirect) => return Some(redirect.endpoint),
-            // Nothing asks for these yet.
-            Down::Proceed(_) | Down::Release(_) | Down::JobNodeAcks(_) => {}
+            Down::Release(asked) => job_tasks::release(agent, asked),
+            Down::JobNodeAcks(acks) => agent.jobs.acknowledged(&acks.keys),
+            // Nothing asks for this yet.
+            Down::Proceed(_) => {}
         }
         None
     }
@@ -236,7 +248,9 @@ fn keys(keys: &[AttemptKey]) -> Vec<Key> {
 fn assign(agent: &Arc<Agent>, assignment: Assignment) {
     let Some(key) = assignment.key.as_ref().and_then(|key| keys(std::slice::from_ref(key)).pop()) else { return };
     let slots = assignment.spec.as_ref().map_or(1, |spec| spec.required_slots);
-    let Some(stop) = agent.assign(&key, slots) else { return };
+    let waits = assignment.preparation.as_ref().is_some_and(|preparation| preparation.wait_for_success);
+    let Some(stop) = agent.assign(&key, slots, waits) else { return };
+    job_tasks::join(agent, &key, &assignment);
     kiln_telemetry::spawn(run_attempt(agent.clone(), key, assignment, stop));
 }
 
@@ -269,8 +283,10 @@ async fn farewell(
         }
         drop(sender);
         while let Ok(Some(WorkDown { message })) = inbound.message().await {
-            if let Some(Down::Acks(acks)) = message {
-                agent.acknowledged(&keys(&acks.attempts));
+            match message {
+                Some(Down::Acks(acks)) => agent.acknowledged(&keys(&acks.attempts)),
+                Some(Down::JobNodeAcks(acks)) => agent.jobs.acknowledged(&acks.keys),
+                _ => {}
             }
         }
     };
@@ -295,8 +311,9 @@ pub async fn watch_lease(agent: Arc<Agent>) {
             agent.recheck_drained();
         }
         // Not only when it ends: what was on its way then may begin later.
-        if !valid && live > 0 {
+        if !valid && (live > 0 || agent.jobs.running() > 0) {
             agent.stop_all(StopCause::LeaseLost);
+            agent.jobs.stop_all();
         }
         was_valid = valid;
         if agent.is_lost() {

@@ -1,18 +1,23 @@
 //! The life of one attempt.
 //!
-//! | state \ event | Started | PreFailed | Exited | Uploaded | Kept | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
-//! |---|---|---|---|---|---|---|---|---|---|---|
-//! | StagingIn | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
-//! | Running | - | - | StagingOut, or Ended if stopped (3) | - | - | - | - | marked, kill (2) | marked, kill (2) | - |
-//! | StagingOut | - | - | - | Ended, report | Ended, report (4) | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
-//! | Ended | - | - | - | - | - | - | - | - | report again | forgotten |
+//! | state \ event | Begin | BeginFailed | Coordinated | Started | PreFailed | Exited | Uploaded | Kept | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+//! | Waiting | StagingIn, report | Ended, report | - | - | - | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | StagingIn | - | - | Ready, report (5) | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | Ready | - | - | - | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | Running | - | - | - | - | - | StagingOut, or Ended if stopped (3) | - | - | - | - | marked, kill (2) | marked, kill (2) | - |
+//! | StagingOut | - | - | - | - | - | - | Ended, report | Ended, report (4) | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
+//! | Ended | - | - | - | - | - | - | - | - | - | - | - | report again | forgotten |
 //!
-//! `-` is rejected: the event does not belong to the state.
+//! `-` is rejected: the event does not belong to the state. Waiting is for the
+//! job's preparation task; Ready is an instance of a multi-instance task that
+//! holds its place.
 //! (1) Only after a stop; without one it is rejected. (2) A repeated stop
 //! changes nothing, except that any other cause replaces the wall clock.
-//! (3) A process that was killed because its time was over goes on to StagingOut: its
-//! files may tell its author why it took so long. (4) Only after an exit code other than 0
-//! within its time: only that is tried again.
+//! (3) A process that was killed because its time was over or because it broke a
+//! limit goes on to StagingOut: its files may tell its author why. (4) Only after an exit
+//! code other than 0 within its time: only that is tried again. (5) Ended if the
+//! coordination command failed, or if the attempt was stopped meanwhile.
 
 use kiln_time::Timestamp;
 
@@ -43,9 +48,24 @@ pub enum Stopping {
 /// Where an attempt stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
+    /// The job's preparation task has not ended here.
+    Waiting {
+        /// When it arrived here.
+        since: Timestamp,
+        /// Whether it has to end early.
+        stopping: Stopping,
+    },
     /// Its files are fetched; there is no process yet.
     StagingIn {
         /// When it began here.
+        start: Timestamp,
+        /// Whether it has to end early.
+        stopping: Stopping,
+    },
+    /// An instance of a multi-instance task: its coordination command has ended
+    /// well. The primary waits for all others, these wait for its end.
+    Ready {
+        /// When the attempt began here.
         start: Timestamp,
         /// Whether it has to end early.
         stopping: Stopping,
@@ -65,6 +85,8 @@ pub enum Attempt {
         exit_code: i32,
         /// Killed because its time was over.
         expired: bool,
+        /// The limit of the task that it broke.
+        broken: Option<Failure>,
         /// Whether it has to end early.
         stopping: Stopping,
     },
@@ -104,11 +126,24 @@ pub enum Cause {
     Stopped,
     /// Not the task's fault.
     AgentFailure,
+    /// The job's preparation task failed here.
+    PreparationFailed,
 }
 
 /// What happens to an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// It does not wait any more.
+    Begin,
+    /// The job's preparation task failed.
+    BeginFailed(Failure),
+    /// The coordination command of an instance ended.
+    Coordinated {
+        /// 128 + n for signal n.
+        code: i32,
+        /// Killed because its time was over.
+        expired: bool,
+    },
     /// Its process was started.
     Started,
     /// It could not be started.
@@ -117,6 +152,8 @@ pub enum Event {
     Exited {
         /// 128 + n for signal n.
         code: i32,
+        /// The limit of the task that it broke.
+        broken: Option<Failure>,
     },
     /// All output files are where they belong.
     Uploaded,
@@ -141,7 +178,7 @@ pub enum Effect {
     None,
     /// Kill the process or end the transfer.
     Kill,
-    /// Send the result to job-svc.
+    /// Tell job-svc the new state.
     Report,
 }
 
@@ -170,6 +207,11 @@ impl Attempt {
         Self::StagingIn { start: now, stopping: Stopping::No }
     }
 
+    /// A new attempt waits for the job's preparation task.
+    pub fn wait(now: Timestamp) -> Self {
+        Self::Waiting { since: now, stopping: Stopping::No }
+    }
+
     /// Whether something of it still runs on the node.
     pub fn is_live(&self) -> bool {
         !matches!(self, Self::Ended(_))
@@ -178,7 +220,11 @@ impl Attempt {
     /// When it began.
     pub fn start(&self) -> Timestamp {
         match self {
-            Self::StagingIn { start, .. } | Self::Running { start, .. } | Self::StagingOut { start, .. } => *start,
+            Self::Waiting { since, .. } => *since,
+            Self::StagingIn { start, .. }
+            | Self::Ready { start, .. }
+            | Self::Running { start, .. }
+            | Self::StagingOut { start, .. } => *start,
             Self::Ended(ended) => ended.start,
         }
     }
@@ -186,7 +232,9 @@ impl Attempt {
     /// For logs.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Waiting { .. } => "waiting",
             Self::StagingIn { .. } => "staging in",
+            Self::Ready { .. } => "ready",
             Self::Running { .. } => "running",
             Self::StagingOut { .. } => "staging out",
             Self::Ended(_) => "ended",
@@ -200,27 +248,59 @@ impl Attempt {
     pub fn apply(&self, event: Event, now: Timestamp) -> Result<Transition, Rejected> {
         let rejected = || Rejected { state: self.name(), event: event_name(&event) };
         match self {
+            Self::Waiting { since, stopping } => match event {
+                Event::Begin => Ok(tell(Self::StagingIn { start: now, stopping: *stopping })),
+                Event::BeginFailed(failure) => {
+                    Ok(ended(not_started(*since, now, failure, *stopping, Cause::PreparationFailed)))
+                }
+                Event::Interrupted => interrupted(*since, now, None, *stopping).ok_or_else(rejected),
+                Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::Waiting { since: *since, stopping })),
+                Event::Coordinated { .. }
+                | Event::Started
+                | Event::PreFailed(_)
+                | Event::Exited { .. }
+                | Event::Uploaded
+                | Event::Kept
+                | Event::UploadFailed(_)
+                | Event::WallClock
+                | Event::Acknowledged => Err(rejected()),
+            },
             Self::StagingIn { start, stopping } => match event {
+                Event::Coordinated { code, expired } => Ok(match stopping {
+                    Stopping::Cause(cause) => ended(stopped(*start, now, Some(code), *cause)),
+                    Stopping::No | Stopping::WallClock if code == 0 && !expired => {
+                        tell(Self::Ready { start: *start, stopping: *stopping })
+                    }
+                    Stopping::No | Stopping::WallClock => ended(uncoordinated(*start, now, code, expired)),
+                }),
                 Event::Started => Ok(keep(Self::Running { start: *start, stopping: *stopping })),
-                Event::PreFailed(failure) => Ok(ended(match stopping {
-                    Stopping::Cause(cause) => stopped(*start, now, None, *cause),
-                    Stopping::No | Stopping::WallClock => Ended {
-                        start: *start,
-                        end: now,
-                        exit_code: None,
-                        failure: Some(failure),
-                        cause: Cause::PreProcessingError,
-                        outputs_kept: false,
-                    },
-                })),
-                Event::Interrupted => match stopping {
-                    Stopping::Cause(cause) => Ok(ended(stopped(*start, now, None, *cause))),
-                    Stopping::No | Stopping::WallClock => Err(rejected()),
-                },
+                Event::PreFailed(failure) => {
+                    Ok(ended(not_started(*start, now, failure, *stopping, Cause::PreProcessingError)))
+                }
+                Event::Interrupted => interrupted(*start, now, None, *stopping).ok_or_else(rejected),
                 Event::Stop(cause) => {
                     Ok(mark(*stopping, cause, |stopping| Self::StagingIn { start: *start, stopping }))
                 }
-                Event::Exited { .. }
+                Event::Begin
+                | Event::BeginFailed(_)
+                | Event::Exited { .. }
+                | Event::Uploaded
+                | Event::Kept
+                | Event::UploadFailed(_)
+                | Event::WallClock
+                | Event::Acknowledged => Err(rejected()),
+            },
+            Self::Ready { start, stopping } => match event {
+                Event::Started => Ok(keep(Self::Running { start: *start, stopping: *stopping })),
+                Event::PreFailed(failure) => {
+                    Ok(ended(not_started(*start, now, failure, *stopping, Cause::PreProcessingError)))
+                }
+                Event::Interrupted => interrupted(*start, now, None, *stopping).ok_or_else(rejected),
+                Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::Ready { start: *start, stopping })),
+                Event::Begin
+                | Event::BeginFailed(_)
+                | Event::Coordinated { .. }
+                | Event::Exited { .. }
                 | Event::Uploaded
                 | Event::Kept
                 | Event::UploadFailed(_)
@@ -228,12 +308,13 @@ impl Attempt {
                 | Event::Acknowledged => Err(rejected()),
             },
             Self::Running { start, stopping } => match event {
-                Event::Exited { code } => match stopping {
+                Event::Exited { code, broken } => match stopping {
                     Stopping::Cause(cause) => Ok(ended(stopped(*start, now, Some(code), *cause))),
                     Stopping::No | Stopping::WallClock => Ok(keep(Self::StagingOut {
                         start: *start,
                         exit_code: code,
                         expired: *stopping == Stopping::WallClock,
+                        broken,
                         stopping: Stopping::No,
                     })),
                 },
@@ -245,7 +326,10 @@ impl Attempt {
                     Stopping::WallClock | Stopping::Cause(_) => keep(self.clone()),
                 }),
                 Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::Running { start: *start, stopping })),
-                Event::Started
+                Event::Begin
+                | Event::BeginFailed(_)
+                | Event::Coordinated { .. }
+                | Event::Started
                 | Event::PreFailed(_)
                 | Event::Uploaded
                 | Event::Kept
@@ -253,11 +337,12 @@ impl Attempt {
                 | Event::Interrupted
                 | Event::Acknowledged => Err(rejected()),
             },
-            Self::StagingOut { start, exit_code, expired, stopping } => match event {
-                Event::Uploaded => Ok(ended(finished(*start, now, *exit_code, *expired))),
-                Event::Kept if !*expired && *exit_code != 0 => {
-                    Ok(ended(Ended { outputs_kept: true, ..finished(*start, now, *exit_code, *expired) }))
-                }
+            Self::StagingOut { start, exit_code, expired, broken, stopping } => match event {
+                Event::Uploaded => Ok(ended(finished(*start, now, *exit_code, *expired, broken.clone()))),
+                Event::Kept if !*expired && *exit_code != 0 => Ok(ended(Ended {
+                    outputs_kept: true,
+                    ..finished(*start, now, *exit_code, *expired, broken.clone())
+                })),
                 Event::UploadFailed(failure) => Ok(ended(Ended {
                     start: *start,
                     end: now,
@@ -266,17 +351,18 @@ impl Attempt {
                     cause: Cause::FileUploadError,
                     outputs_kept: false,
                 })),
-                Event::Interrupted => match stopping {
-                    Stopping::Cause(cause) => Ok(ended(stopped(*start, now, Some(*exit_code), *cause))),
-                    Stopping::No | Stopping::WallClock => Err(rejected()),
-                },
+                Event::Interrupted => interrupted(*start, now, Some(*exit_code), *stopping).ok_or_else(rejected),
                 Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::StagingOut {
                     start: *start,
                     exit_code: *exit_code,
                     expired: *expired,
+                    broken: broken.clone(),
                     stopping,
                 })),
-                Event::Started
+                Event::Begin
+                | Event::BeginFailed(_)
+                | Event::Coordinated { .. }
+                | Event::Started
                 | Event::PreFailed(_)
                 | Event::Exited { .. }
                 | Event::Kept
@@ -284,9 +370,12 @@ impl Attempt {
                 | Event::Acknowledged => Err(rejected()),
             },
             Self::Ended(_) => match event {
-                Event::Stop(_) => Ok(Transition { next: Some(self.clone()), effect: Effect::Report }),
+                Event::Stop(_) => Ok(tell(self.clone())),
                 Event::Acknowledged => Ok(Transition { next: None, effect: Effect::None }),
-                Event::Started
+                Event::Begin
+                | Event::BeginFailed(_)
+                | Event::Coordinated { .. }
+                | Event::Started
                 | Event::PreFailed(_)
                 | Event::Exited { .. }
                 | Event::Uploaded
@@ -303,8 +392,39 @@ fn keep(next: Attempt) -> Transition {
     Transition { next: Some(next), effect: Effect::None }
 }
 
+fn tell(next: Attempt) -> Transition {
+    Transition { next: Some(next), effect: Effect::Report }
+}
+
 fn ended(result: Ended) -> Transition {
-    Transition { next: Some(Attempt::Ended(result)), effect: Effect::Report }
+    tell(Attempt::Ended(result))
+}
+
+/// A stop broke off what was under way; `None` if there was no stop.
+fn interrupted(start: Timestamp, now: Timestamp, exit_code: Option<i32>, stopping: Stopping) -> Option<Transition> {
+    match stopping {
+        Stopping::Cause(cause) => Some(ended(stopped(start, now, exit_code, cause))),
+        Stopping::No | Stopping::WallClock => None,
+    }
+}
+
+/// It failed before its process could be started.
+fn not_started(start: Timestamp, end: Timestamp, failure: Failure, stopping: Stopping, cause: Cause) -> Ended {
+    match stopping {
+        Stopping::Cause(cause) => stopped(start, end, None, cause),
+        Stopping::No | Stopping::WallClock => {
+            Ended { start, end, exit_code: None, failure: Some(failure), cause, outputs_kept: false }
+        }
+    }
+}
+
+/// The coordination command of an instance failed: so has the instance.
+fn uncoordinated(start: Timestamp, end: Timestamp, exit_code: i32, expired: bool) -> Ended {
+    let mut ended = finished(start, end, exit_code, expired, None);
+    if let Some(failure) = &mut ended.failure {
+        failure.message = format!("the coordination command: {}", failure.message);
+    }
+    ended
 }
 
 fn mark(current: Stopping, cause: StopCause, state: impl FnOnce(Stopping) -> Attempt) -> Transition {
@@ -316,13 +436,13 @@ fn mark(current: Stopping, cause: StopCause, state: impl FnOnce(Stopping) -> Att
     }
 }
 
-/// The process ran to its end, or to the end of its time.
-fn finished(start: Timestamp, end: Timestamp, exit_code: i32, expired: bool) -> Ended {
+/// The process ran to its end, or to the end of its time or its limits.
+fn finished(start: Timestamp, end: Timestamp, exit_code: i32, expired: bool, broken: Option<Failure>) -> Ended {
     let (failure, cause) = if expired {
         let message = "the process was killed because its maximum wall-clock time was over";
         (Some(Failure::user("TaskEnded", message)), Cause::WallClockExpired)
     } else {
-        ((exit_code != 0).then(|| Failure::exit_code(exit_code)), Cause::Exited)
+        ((exit_code != 0).then(|| broken.unwrap_or_else(|| Failure::exit_code(exit_code))), Cause::Exited)
     };
     Ended { start, end, exit_code: Some(exit_code), failure, cause, outputs_kept: false }
 }
@@ -342,6 +462,9 @@ fn stopped(start: Timestamp, end: Timestamp, exit_code: Option<i32>, cause: Stop
 
 fn event_name(event: &Event) -> &'static str {
     match event {
+        Event::Begin => "Begin",
+        Event::BeginFailed(_) => "BeginFailed",
+        Event::Coordinated { .. } => "Coordinated",
         Event::Started => "Started",
         Event::PreFailed(_) => "PreFailed",
         Event::Exited { .. } => "Exited",
@@ -356,152 +479,4 @@ fn event_name(event: &Event) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const T1: Timestamp = Timestamp::from_micros(1);
-    const T2: Timestamp = Timestamp::from_micros(2);
-
-    fn failure() -> Failure {
-        Failure::user("BlobNotFound", "gone")
-    }
-
-    fn events() -> Vec<Event> {
-        vec![
-            Event::Started,
-            Event::PreFailed(failure()),
-            Event::Exited { code: 3 },
-            Event::Uploaded,
-            Event::Kept,
-            Event::UploadFailed(failure()),
-            Event::Interrupted,
-            Event::WallClock,
-            Event::Stop(StopCause::Requested),
-            Event::Acknowledged,
-        ]
-    }
-
-    fn staging_in(stopping: Stopping) -> Attempt {
-        Attempt::StagingIn { start: T1, stopping }
-    }
-    fn running(stopping: Stopping) -> Attempt {
-        Attempt::Running { start: T1, stopping }
-    }
-    fn staging_out(exit_code: i32, expired: bool, stopping: Stopping) -> Attempt {
-        Attempt::StagingOut { start: T1, exit_code, expired, stopping }
-    }
-
-    /// One word for a cell: the state afterwards, the cause if it ended, the effect.
-    fn cell(state: &Attempt, event: Event) -> String {
-        match state.apply(event, T2) {
-            Err(_) => "-".to_owned(),
-            Ok(Transition { next: None, .. }) => "forgotten".to_owned(),
-            Ok(Transition { next: Some(next), effect }) => {
-                let name = match &next {
-                    Attempt::Ended(ended) => format!("{:?}", ended.cause),
-                    other => other.name().to_owned(),
-                };
-                match effect {
-                    Effect::None => name,
-                    Effect::Kill => format!("{name}!kill"),
-                    Effect::Report => format!("{name}!report"),
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_cell_of_the_table() {
-        use Stopping::{No, WallClock};
-        let asked = Stopping::Cause(StopCause::Requested);
-        let ended = Attempt::Ended(finished(T1, T2, 0, false));
-        let pre = "PreProcessingError!report";
-        let table: Vec<(Attempt, [&str; 10])> = vec![
-            (staging_in(No), ["running", pre, "-", "-", "-", "-", "-", "-", "staging in!kill", "-"]),
-            (
-                staging_in(asked),
-                ["running", "Stopped!report", "-", "-", "-", "-", "Stopped!report", "-", "staging in", "-"],
-            ),
-            (running(No), ["-", "-", "staging out", "-", "-", "-", "-", "running!kill", "running!kill", "-"]),
-            (running(WallClock), ["-", "-", "staging out", "-", "-", "-", "-", "running", "running!kill", "-"]),
-            (running(asked), ["-", "-", "Stopped!report", "-", "-", "-", "-", "running", "running", "-"]),
-            (
-                staging_out(0, false, No),
-                ["-", "-", "-", "Exited!report", "-", "FileUploadError!report", "-", "-", "staging out!kill", "-"],
-            ),
-            (
-                staging_out(3, false, No),
-                [
-                    "-",
-                    "-",
-                    "-",
-                    "Exited!report",
-                    "Exited!report",
-                    "FileUploadError!report",
-                    "-",
-                    "-",
-                    "staging out!kill",
-                    "-",
-                ],
-            ),
-            (
-                staging_out(137, true, No),
-                [
-                    "-",
-                    "-",
-                    "-",
-                    "WallClockExpired!report",
-                    "-",
-                    "FileUploadError!report",
-                    "-",
-                    "-",
-                    "staging out!kill",
-                    "-",
-                ],
-            ),
-            (
-                staging_out(0, false, asked),
-                [
-                    "-",
-                    "-",
-                    "-",
-                    "Exited!report",
-                    "-",
-                    "FileUploadError!report",
-                    "Stopped!report",
-                    "-",
-                    "staging out",
-                    "-",
-                ],
-            ),
-            (ended, ["-", "-", "-", "-", "-", "-", "-", "-", "Exited!report", "forgotten"]),
-        ];
-        for (state, expected) in table {
-            for (event, expected) in events().into_iter().zip(expected) {
-                let name = event_name(&event);
-                assert_eq!(cell(&state, event), expected, "{state:?} {name}");
-            }
-        }
-    }
-
-    #[test]
-    fn results_say_what_happened() {
-        let result = |state: Attempt, event| match state.apply(event, T2).unwrap().next {
-            Some(Attempt::Ended(ended)) => ended,
-            other => panic!("not ended: {other:?}"),
-        };
-        let ok = result(staging_out(0, false, Stopping::No), Event::Uploaded);
-        assert_eq!((ok.exit_code, ok.failure, ok.start, ok.end), (Some(0), None, T1, T2));
-        let failed = result(staging_out(3, false, Stopping::No), Event::Uploaded);
-        assert_eq!(failed.failure.unwrap().code, "FailureExitCode");
-        let kept = result(staging_out(3, false, Stopping::No), Event::Kept);
-        assert!(kept.outputs_kept && kept.failure.is_some());
-        let expired = result(staging_out(137, true, Stopping::No), Event::Uploaded);
-        assert_eq!((expired.exit_code, expired.failure.unwrap().code), (Some(137), "TaskEnded"));
-        let lost = result(running(Stopping::Cause(StopCause::LeaseLost)), Event::Exited { code: 137 });
-        assert_eq!(
-            (lost.cause, lost.failure.unwrap().category),
-            (Cause::AgentFailure, super::super::failure::Category::Server)
-        );
-    }
-}
+mod tests;

@@ -39,8 +39,18 @@ pub struct TaskFacts {
     pub job_id: String,
     /// The task.
     pub task_id: String,
-    /// Which try of it.
-    pub attempt: u32,
+    /// Which try of it, and how many slots it holds; tasks of the node itself
+    /// have neither.
+    pub attempt: Option<(u32, i32)>,
+    /// Absolute path of the directory of the job's preparation task.
+    pub preparation_dir: Option<String>,
+}
+
+impl TaskFacts {
+    /// Nothing but names.
+    pub fn new(job_id: &str, task_id: &str) -> Self {
+        Self { job_id: job_id.to_owned(), task_id: task_id.to_owned(), attempt: None, preparation_dir: None }
+    }
 }
 
 /// What one process sees.
@@ -111,7 +121,14 @@ pub fn build<'a>(
     if let Some(task) = process.task {
         set("AZ_BATCH_JOB_ID", &task.job_id);
         set("AZ_BATCH_TASK_ID", &task.task_id);
-        set("KILN_TASK_ATTEMPT", &task.attempt.to_string());
+        if let Some(dir) = &task.preparation_dir {
+            set("AZ_BATCH_JOB_PREP_DIR", dir);
+            set("AZ_BATCH_JOB_PREP_WORKING_DIR", &format!("{dir}/wd"));
+        }
+        if let Some((attempt, slots)) = task.attempt {
+            set("KILN_TASK_ATTEMPT", &attempt.to_string());
+            set("KILN_TASK_SLOTS", &slots.to_string());
+        }
     }
     set(MARKER, process.marker);
     variables
@@ -143,7 +160,7 @@ mod tests {
     }
 
     fn task_environment(user: &[(&str, &str)]) -> BTreeMap<String, String> {
-        let task = TaskFacts { job_id: "j".into(), task_id: "t".into(), attempt: 2 };
+        let task = TaskFacts { attempt: Some((2, 1)), ..TaskFacts::new("j", "t") };
         let process = ProcessFacts {
             task: Some(&task),
             task_dir: "/n/root/workitems/j/job-1/t",
@@ -181,6 +198,7 @@ mod tests {
                 "HOME",
                 "KILN_ATTEMPT_ID",
                 "KILN_TASK_ATTEMPT",
+                "KILN_TASK_SLOTS",
                 "LANG",
                 "PATH",
                 "PWD",

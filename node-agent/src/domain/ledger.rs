@@ -29,6 +29,8 @@ pub struct Key {
     pub attempt: u32,
     /// Tells the task from an earlier one with the same ids.
     pub number: u64,
+    /// Which instance of a multi-instance task; 0 for all others.
+    pub instance: u32,
 }
 
 /// What job-svc has to hear.
@@ -36,6 +38,8 @@ pub struct Key {
 pub enum Report {
     /// The attempt began.
     Started(Timestamp),
+    /// The instance is ready for the command of its task.
+    Ready,
     /// The attempt is over.
     Ended(Ended),
 }
@@ -52,7 +56,19 @@ pub enum Assigned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
     Started,
+    Ready,
     Ended,
+}
+
+/// What of its state job-svc has to hear. Waiting for the job's preparation is
+/// told by the preparation itself.
+fn due(attempt: &Attempt) -> &'static [Due] {
+    match attempt {
+        Attempt::Waiting { .. } => &[],
+        Attempt::StagingIn { .. } | Attempt::Running { .. } | Attempt::StagingOut { .. } => &[Due::Started],
+        Attempt::Ready { .. } => &[Due::Started, Due::Ready],
+        Attempt::Ended(_) => &[Due::Ended],
+    }
 }
 
 /// See the module.
@@ -66,14 +82,15 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// An assignment has arrived.
-    pub fn assign(&mut self, key: &Key, now: Timestamp) -> Assigned {
+    /// An assignment has arrived; with `waits` it begins later.
+    pub fn assign(&mut self, key: &Key, waits: bool, now: Timestamp) -> Assigned {
         if self.attempts.contains_key(key) || self.forgotten.contains(key) {
             return Assigned::Known;
         }
-        self.attempts.insert(key.clone(), Attempt::begin(now));
+        let attempt = if waits { Attempt::wait(now) } else { Attempt::begin(now) };
+        self.due.extend(due(&attempt).iter().map(|due| (key.clone(), *due)));
+        self.attempts.insert(key.clone(), attempt);
         self.live += 1;
-        self.due.push_back((key.clone(), Due::Started));
         Assigned::New
     }
 
@@ -91,14 +108,16 @@ impl Ledger {
                     self.live -= 1;
                 }
                 *attempt = next;
+                if transition.effect == Effect::Report
+                    && let Some(due) = due(attempt).last()
+                {
+                    self.due.push_back((key.clone(), *due));
+                }
             }
             None => {
                 self.attempts.remove(key);
                 self.remember(key);
             }
-        }
-        if transition.effect == Effect::Report {
-            self.due.push_back((key.clone(), Due::Ended));
         }
         Ok(Some(transition.effect))
     }
@@ -139,8 +158,9 @@ impl Ledger {
             let Some(attempt) = self.attempts.get(&key) else { continue };
             let report = match (due, attempt) {
                 (Due::Started, attempt) => Report::Started(attempt.start()),
+                (Due::Ready, Attempt::Ready { .. }) => Report::Ready,
                 (Due::Ended, Attempt::Ended(ended)) => Report::Ended(ended.clone()),
-                (Due::Ended, _) => continue,
+                (Due::Ready | Due::Ended, _) => continue,
             };
             reports.push((key, report));
         }
@@ -158,8 +178,7 @@ impl Ledger {
         let mut keys: Vec<&Key> = self.attempts.keys().collect();
         keys.sort_unstable();
         for key in keys {
-            let due = if self.attempts[key].is_live() { Due::Started } else { Due::Ended };
-            self.due.push_back((key.clone(), due));
+            self.due.extend(due(&self.attempts[key]).iter().map(|due| (key.clone(), *due)));
         }
     }
 
@@ -216,11 +235,11 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_micros(7);
 
     fn key(task: &str, attempt: u32) -> Key {
-        Key { job: "j".into(), task: task.into(), attempt, number: 1 }
+        Key { job: "j".into(), task: task.into(), attempt, number: 1, instance: 0 }
     }
 
     fn run_to_end(ledger: &mut Ledger, key: &Key) {
-        for event in [Event::Started, Event::Exited { code: 0 }, Event::Uploaded] {
+        for event in [Event::Started, Event::Exited { code: 0, broken: None }, Event::Uploaded] {
             ledger.apply(key, event, NOW).unwrap();
         }
     }
@@ -229,25 +248,25 @@ mod tests {
     fn an_attempt_runs_once_even_after_it_was_acknowledged() {
         let mut ledger = Ledger::default();
         let a = key("a", 1);
-        assert_eq!(ledger.assign(&a, NOW), Assigned::New);
-        assert_eq!(ledger.assign(&a, NOW), Assigned::Known);
+        assert_eq!(ledger.assign(&a, false, NOW), Assigned::New);
+        assert_eq!(ledger.assign(&a, false, NOW), Assigned::Known);
         run_to_end(&mut ledger, &a);
         assert_eq!((ledger.live(), ledger.unacknowledged()), (0, 1));
         assert_eq!(ledger.take_reports(10).len(), 2);
         ledger.apply(&a, Event::Acknowledged, NOW).unwrap();
         assert_eq!(ledger.unacknowledged(), 0);
-        assert_eq!(ledger.assign(&a, NOW), Assigned::Known);
-        assert_eq!(ledger.assign(&key("a", 2), NOW), Assigned::New);
+        assert_eq!(ledger.assign(&a, false, NOW), Assigned::Known);
+        assert_eq!(ledger.assign(&key("a", 2), false, NOW), Assigned::New);
         // The task was deleted, and another one has its name now.
-        assert_eq!(ledger.assign(&Key { number: 2, ..key("a", 1) }, NOW), Assigned::New);
+        assert_eq!(ledger.assign(&Key { number: 2, ..key("a", 1) }, false, NOW), Assigned::New);
     }
 
     #[test]
     fn unacknowledged_results_are_sent_again_on_a_new_stream() {
         let mut ledger = Ledger::default();
         let (a, b) = (key("a", 1), key("b", 1));
-        ledger.assign(&a, NOW);
-        ledger.assign(&b, NOW);
+        ledger.assign(&a, false, NOW);
+        ledger.assign(&b, false, NOW);
         run_to_end(&mut ledger, &a);
         assert_eq!(ledger.take_reports(100).len(), 3);
         assert!(!ledger.has_reports());
@@ -262,13 +281,38 @@ mod tests {
     fn reports_come_in_order_and_in_bounded_batches() {
         let mut ledger = Ledger::default();
         for task in ["a", "b", "c"] {
-            ledger.assign(&key(task, 1), NOW);
+            ledger.assign(&key(task, 1), false, NOW);
         }
         run_to_end(&mut ledger, &key("a", 1));
         let first = ledger.take_reports(2);
         assert_eq!(first.iter().map(|(key, _)| &*key.task).collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(ledger.take_reports(2).len(), 2);
         assert!(!ledger.has_reports());
+    }
+
+    #[test]
+    fn attempts_that_wait_are_told_when_they_begin() {
+        let mut ledger = Ledger::default();
+        let a = key("a", 1);
+        assert_eq!(ledger.assign(&a, true, NOW), Assigned::New);
+        ledger.requeue_reports();
+        assert_eq!((ledger.live(), ledger.has_reports()), (1, false));
+        ledger.apply(&a, Event::Begin, Timestamp::from_micros(9)).unwrap();
+        assert_eq!(ledger.take_reports(9), [(a, Report::Started(Timestamp::from_micros(9)))]);
+    }
+
+    #[test]
+    fn instances_are_told_apart_and_say_when_they_are_ready() {
+        let mut ledger = Ledger::default();
+        let (a, b) = (key("a", 1), Key { instance: 1, ..key("a", 1) });
+        for key in [&a, &b] {
+            assert_eq!(ledger.assign(key, false, NOW), Assigned::New);
+        }
+        ledger.apply(&b, Event::Coordinated { code: 0, expired: false }, NOW).unwrap();
+        let started = |key: &Key| (key.clone(), Report::Started(NOW));
+        assert_eq!(ledger.take_reports(9), [started(&a), started(&b), (b.clone(), Report::Ready)]);
+        ledger.requeue_reports();
+        assert_eq!(ledger.take_reports(9), [started(&a), started(&b), (b, Report::Ready)]);
     }
 
     #[test]
@@ -287,7 +331,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for attempt in 0..(REMEMBERED as u32 + 10) {
             let key = key("a", attempt);
-            ledger.assign(&key, NOW);
+            ledger.assign(&key, false, NOW);
             run_to_end(&mut ledger, &key);
             ledger.apply(&key, Event::Acknowledged, NOW).unwrap();
             ledger.take_reports(10);

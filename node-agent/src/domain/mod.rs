@@ -2,6 +2,8 @@
 //!
 //! - [`attempt`]: the life of one attempt; [`ledger`]: all attempts of the
 //!   node and what job-svc still has to hear about them.
+//! - [`job_tasks`]: preparation and release of jobs; [`node_task`]: how such
+//!   a task goes.
 //! - [`lease`]: until when the node may run tasks.
 //! - [`command_line`], [`environment`]: what a process is started with.
 //! - [`glob`]: which files an output file pattern means; [`paths`]: targets
@@ -13,6 +15,8 @@ pub mod command_line;
 pub mod environment;
 pub mod failure;
 pub mod glob;
+pub mod job_tasks;
 pub mod lease;
 pub mod ledger;
+pub mod node_task;
 pub mod paths;

@@ -11,8 +11,8 @@ use kiln_node::JoinConfig;
 use kiln_proto::job::v1::attempt_report::What;
 use kiln_proto::job::v1::work_service_server::{WorkService, WorkServiceServer};
 use kiln_proto::job::v1::{
-    Assignment, Assignments, AttemptEnded, AttemptKey, LeaseGrant, ReportAcks, StatusApplied, TaskSpec, Welcome,
-    WorkDown, WorkUp, work_down, work_up,
+    Assignment, Assignments, AttemptEnded, AttemptKey, JobNodeAcks, JobNodeReport, JobNodeTask, LeaseGrant,
+    NodeTaskInfo, NodeTaskState, ReportAcks, StatusApplied, TaskSpec, Welcome, WorkDown, WorkUp, work_down, work_up,
 };
 use kiln_proto::pool::v1::node_control_service_server::{NodeControlService, NodeControlServiceServer};
 use kiln_proto::pool::v1::{
@@ -153,6 +153,10 @@ impl WorkService for Fake {
                         log.ended.fetch_add(attempts.len(), std::sync::atomic::Ordering::Relaxed);
                         log.send_work(work_down::Message::Acks(ReportAcks { attempts }));
                     }
+                    work_up::Message::JobNodeReports(words) if *log.acking.lock().unwrap() => {
+                        let keys = words.reports.iter().filter_map(|word| word.key.clone()).collect();
+                        log.send_work(work_down::Message::JobNodeAcks(JobNodeAcks { keys }));
+                    }
                     _ => {}
                 }
                 log.work.lock().unwrap().push(message);
@@ -212,6 +216,40 @@ impl Log {
                 _ => None,
             })
             .collect()
+    }
+
+    /// All that was told about preparation and release tasks.
+    pub fn words(&self, kind: JobNodeTask) -> Vec<JobNodeReport> {
+        let work = self.work.lock().unwrap();
+        work.iter()
+            .filter_map(|message| match message {
+                work_up::Message::JobNodeReports(words) => Some(words.reports.clone()),
+                _ => None,
+            })
+            .flatten()
+            .filter(|word| word.key.as_ref().is_some_and(|key| key.task() == kind))
+            .collect()
+    }
+
+    /// Waits until a preparation or release task has ended; gives how.
+    pub async fn node_task(&self, kind: JobNodeTask) -> NodeTaskInfo {
+        eventually("the end of a job's task", || async {
+            let info = self.words(kind).pop()?.info?;
+            (info.state() == NodeTaskState::Completed).then_some(info)
+        })
+        .await
+    }
+
+    /// Whether job-svc has heard that an attempt began.
+    pub fn has_started(&self, task: &str) -> bool {
+        let work = self.work.lock().unwrap();
+        work.iter().any(|message| match message {
+            work_up::Message::Reports(reports) => reports.reports.iter().any(|report| {
+                matches!(report.what, Some(What::Started(_)))
+                    && report.key.as_ref().is_some_and(|key| key.task_id == task)
+            }),
+            _ => false,
+        })
     }
 
     pub async fn result(&self, task: &str) -> AttemptEnded {
