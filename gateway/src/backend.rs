@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_error::Error;
 use kiln_grpc::{ServiceAuth, ServiceChannel, connect_lazy};
+use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
@@ -43,7 +44,7 @@ impl Service {
         match grpc_service {
             "kiln.storage.v1.StorageService" => Some(Self::Storage),
             "kiln.pool.v1.PoolService" => Some(Self::Pool),
-            "kiln.job.v1.JobService" => Some(Self::Job),
+            "kiln.job.v1.JobService" | "kiln.job.v1.JobScheduleService" => Some(Self::Job),
             "kiln.monitor.v1.MonitorService" => Some(Self::Monitor),
             _ => None,
         }
@@ -127,6 +128,13 @@ impl Backends {
     /// Jobs and tasks.
     pub fn jobs(&self) -> JobServiceClient<ServiceChannel> {
         JobServiceClient::new(self.authenticated(&self.job))
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// Schedules that create jobs.
+    pub fn job_schedules(&self) -> JobScheduleServiceClient<ServiceChannel> {
+        JobScheduleServiceClient::new(self.authenticated(&self.job))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }

@@ -84,9 +84,3 @@ pub(super) fn get_application(call: &Call) -> Result<Reply, Error> {
     let id = call.argument(0);
     Err(Error::new(Kind::NotFound, "ApplicationNotFound", format!("there is no application {id}")))
 }
-
-/// Job schedules are not there yet; programs that look for theirs see none.
-pub(super) fn list_job_schedules(call: &Call) -> Result<Reply, Error> {
-    call.page(super::call::MAX_RESULTS)?;
-    Ok(odata::page(call, "jobschedules", Vec::new(), ""))
-}

@@ -2,16 +2,19 @@
 
 use http::StatusCode;
 use kiln_error::{Error, Kind};
+use kiln_filter::Filter;
 use kiln_proto::job::v1::{
     CountTasksRequest, CreateJobRequest, DeleteJobRequest, DisableJobRequest, EnableJobRequest, GetJobRequest, Job,
-    JobConstraints, JobMetadata, ListJobsRequest, OnAllTasksComplete, TerminateJobRequest, UpdateJobRequest,
+    JobConstraints, JobMetadata, ListJobNodesRequest, ListJobsRequest, OnAllTasksComplete, TerminateJobRequest,
+    UpdateJobRequest,
 };
 
 use super::call::{Call, MAX_RESULTS};
 use super::common::read_name_values;
 use super::json::Fields;
+use super::pool_info::{self, PoolChange};
 use super::reply::Reply;
-use super::{job_json, odata, task_json};
+use super::{job_json, job_node_json, odata, task_json};
 
 fn changed(status: StatusCode, job: Option<Job>) -> Reply {
     let reply = Reply::empty(status);
@@ -56,6 +59,7 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
     let body = call.json()?;
     let fields = Fields::root(&body)?;
     let metadata = read_name_values(&fields, "metadata")?;
+    let pool = pool_change(call, &fields).await?;
     let message = UpdateJobRequest {
         request_id: String::new(),
         id: call.argument(0),
@@ -63,11 +67,11 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
         max_parallel_tasks: fields.int("maxParallelTasks")?,
         allow_task_preemption: fields.boolean("allowTaskPreemption")?,
         constraints: job_json::read_constraints(&fields)?,
-        pool_id: new_pool(call, &fields).await?,
+        pool_id: pool.pool_id,
         on_all_tasks_complete: job_json::read_all_complete(&fields)?.unwrap_or_default().into(),
         metadata: fields.has("metadata").then_some(JobMetadata { items: metadata }),
         precondition: call.precondition()?,
-        auto_pool_keep_alive: None,
+        auto_pool_keep_alive: pool.keep_alive,
     };
     let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
     Ok(changed(StatusCode::OK, answer.job))
@@ -80,6 +84,7 @@ pub(super) async fn put(call: &Call) -> Result<Reply, Error> {
     if !fields.has("poolInfo") {
         return Err(fields.missing("poolInfo"));
     }
+    let pool = pool_change(call, &fields).await?;
     let all_complete = job_json::read_all_complete(&fields)?.unwrap_or(OnAllTasksComplete::NoAction);
     let message = UpdateJobRequest {
         request_id: String::new(),
@@ -88,22 +93,23 @@ pub(super) async fn put(call: &Call) -> Result<Reply, Error> {
         max_parallel_tasks: Some(fields.int("maxParallelTasks")?.unwrap_or(-1)),
         allow_task_preemption: Some(fields.boolean("allowTaskPreemption")?.unwrap_or(false)),
         constraints: Some(job_json::read_constraints(&fields)?.unwrap_or(JobConstraints::default())),
-        pool_id: new_pool(call, &fields).await?,
+        pool_id: pool.pool_id,
         on_all_tasks_complete: all_complete.into(),
         metadata: Some(JobMetadata { items: read_name_values(&fields, "metadata")? }),
         precondition: call.precondition()?,
-        auto_pool_keep_alive: None,
+        auto_pool_keep_alive: pool.keep_alive,
     };
     let answer = call.backends.jobs().update_job(call.request(message)?).await?.into_inner();
     Ok(changed(StatusCode::OK, answer.job))
 }
 
-/// The pool to move the job to. Clients send back the pool they read; only
-/// another one is a move, which the job's state must allow.
-async fn new_pool(call: &Call, fields: &Fields<'_>) -> Result<Option<String>, Error> {
-    let Some(wanted) = job_json::read_pool(fields)? else { return Ok(None) };
-    let present = fetch(call, false).await?.spec.unwrap_or_default().pool_id;
-    Ok((!present.eq_ignore_ascii_case(&wanted)).then_some(wanted))
+/// Clients send back the pool they read, so what is a change depends on the
+/// job; whether its state allows it is decided by job-svc.
+async fn pool_change(call: &Call, fields: &Fields<'_>) -> Result<PoolChange, Error> {
+    if !fields.has("poolInfo") {
+        return Ok(PoolChange::default());
+    }
+    pool_info::read_change(fields, &fetch(call, false).await?.spec.unwrap_or_default())
 }
 
 pub(super) async fn delete(call: &Call) -> Result<Reply, Error> {
@@ -151,15 +157,24 @@ pub(super) async fn task_counts(call: &Call) -> Result<Reply, Error> {
     Ok(Reply::json("taskcounts/@Element", task_json::write_counts(&tasks, &slots, call.version)))
 }
 
-/// Preparation tasks do not run here yet, so there is no node to report on.
+/// Node by node; a page may be short, since it is filtered here.
 pub(super) async fn preparation_status(call: &Call) -> Result<Reply, Error> {
-    let job = fetch(call, false).await?;
-    if job.spec.is_some_and(|spec| spec.job_preparation_task.is_some()) {
-        return Ok(Reply::list("jobpreparationandreleasetaskstatuslist", Vec::new(), None));
+    let (page_size, page_token) = call.page(MAX_RESULTS)?;
+    let filter = Filter::parse(&call.filter(), job_node_json::STATUS_PROPERTIES)?;
+    let message = ListJobNodesRequest { job_id: call.argument(0), page_size, page_token };
+    let answer = call.backends.jobs().list_job_nodes(call.request(message)?).await?.into_inner();
+    if answer.nodes.is_empty() {
+        // No node yet, or nothing to run there: only the latter is an error.
+        let job = fetch(call, false).await?;
+        if job.spec.is_none_or(|spec| spec.job_preparation_task.is_none()) {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                "JobPreparationTaskNotSpecified",
+                format!("job {} has no preparation task", job.id),
+            ));
+        }
     }
-    Err(Error::new(
-        Kind::FailedPrecondition,
-        "JobPreparationTaskNotSpecified",
-        format!("job {} has no preparation task", job.id),
-    ))
+    let values = answer.nodes.iter().map(|node| job_node_json::write_status(node, call.view()));
+    let values = values.filter(|value| odata::matches(&filter, value)).collect();
+    Ok(odata::page(call, "jobpreparationandreleasetaskstatuslist", values, &answer.next_page_token))
 }

@@ -1,18 +1,18 @@
 //! JSON of jobs.
 
-use kiln_error::{Error, Kind};
+use kiln_error::Error;
 use kiln_proto::job::v1::{
     DisableTasks, Job, JobConstraints, JobManagerTask, JobPreparationTask, JobReleaseTask, JobSpec, JobState,
     OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec,
 };
+use prost_types::Duration;
 use serde_json::{Value, json};
 
 use super::common::{read_environment, read_name_values, write_environment, write_name_values, write_scheduling_error};
 use super::json::{Fields, Out, word, write_duration};
-use super::kept;
-use super::task_json;
 use super::version::Version;
 use super::view::View;
+use super::{kept, pool_info, task_json};
 
 const STATES: &[(&str, JobState)] = &[
     ("active", JobState::Active),
@@ -33,6 +33,8 @@ const DISABLE: &[(&str, DisableTasks)] =
     &[("requeue", DisableTasks::Requeue), ("terminate", DisableTasks::Terminate), ("wait", DisableTasks::Wait)];
 const MANAGER_ID: &str = "jobmanager";
 const PREPARATION_ID: &str = "jobpreparation";
+/// What a release task may take if nothing was said.
+const RELEASE_TIME: Duration = Duration { seconds: 15 * 60, nanos: 0 };
 const RELEASE_ID: &str = "jobrelease";
 
 /// Id and specification out of the body of "add job".
@@ -42,46 +44,37 @@ const RELEASE_ID: &str = "jobrelease";
 pub fn read_new(body: &Value) -> Result<(String, JobSpec), Error> {
     let fields = Fields::root(body)?;
     let id = fields.required_text("id")?;
-    let pool_id = read_pool(&fields)?.ok_or_else(|| fields.missing("poolInfo"))?;
+    Ok((id, read_spec(body, &fields)?))
+}
+
+/// A job without its id; `fields` are those of `body`.
+///
+/// # Errors
+/// Names the property that is missing or wrong.
+pub(super) fn read_spec(body: &Value, fields: &Fields<'_>) -> Result<JobSpec, Error> {
+    let (pool_id, auto_pool) = pool_info::read_new(fields)?;
     let mut spec = JobSpec {
         display_name: fields.text_or_empty("displayName")?,
         pool_id,
         priority: fields.int("priority")?.unwrap_or(0),
         max_parallel_tasks: fields.int("maxParallelTasks")?,
         allow_task_preemption: fields.boolean("allowTaskPreemption")?.unwrap_or(false),
-        constraints: read_constraints(&fields)?,
-        common_environment: read_environment(&fields, "commonEnvironmentSettings")?,
-        on_all_tasks_complete: read_all_complete(&fields)?.unwrap_or_default().into(),
+        constraints: read_constraints(fields)?,
+        common_environment: read_environment(fields, "commonEnvironmentSettings")?,
+        on_all_tasks_complete: read_all_complete(fields)?.unwrap_or_default().into(),
         on_task_failure: fields.choice("onTaskFailure", TASK_FAILURE)?.unwrap_or_default().into(),
         uses_task_dependencies: fields.boolean("usesTaskDependencies")?.unwrap_or(false),
-        metadata: read_name_values(&fields, "metadata")?,
+        metadata: read_name_values(fields, "metadata")?,
         job_manager_task: fields.object("jobManagerTask")?.map(|task| read_manager(&task)).transpose()?,
         job_preparation_task: fields.object("jobPreparationTask")?.map(|task| read_preparation(&task)).transpose()?,
         job_release_task: fields.object("jobReleaseTask")?.map(|task| read_release(&task)).transpose()?,
         client_settings_json: String::new(),
-        auto_pool: None,
+        auto_pool,
     };
     let mut understood = Out::new();
     put_spec(&mut understood, &spec, Version::LATEST);
     spec.client_settings_json = kept::remainder(body, &understood.done());
-    Ok((id, spec))
-}
-
-/// The pool of a job, if the body names one.
-///
-/// # Errors
-/// `NotImplemented` for auto pools.
-pub fn read_pool(fields: &Fields<'_>) -> Result<Option<String>, Error> {
-    let Some(info) = fields.object("poolInfo")? else { return Ok(None) };
-    if let Some(id) = info.text("poolId")? {
-        return Ok(Some(id));
-    }
-    if info.has("autoPoolSpecification") {
-        let message = "auto pools are not available here yet; make a pool and give its id in poolInfo.poolId";
-        return Err(Error::new(Kind::Unimplemented, "NotImplemented", message)
-            .with_detail("PropertyName", "poolInfo.autoPoolSpecification"));
-    }
-    Err(info.missing("poolId"))
+    Ok(spec)
 }
 
 /// The `constraints` of a job, if there are any.
@@ -167,10 +160,20 @@ pub fn write(job: &Job, view: View<'_>) -> Value {
     execution
         .put_time("startTime", job.creation_time.as_ref())
         .put_time("endTime", job.end_time.as_ref())
-        .put_text("poolId", &spec.pool_id)
+        .put_text("poolId", if job.pool_id.is_empty() { &spec.pool_id } else { &job.pool_id })
         .put_some("schedulingError", job.scheduling_error.as_ref().map(write_scheduling_error))
         .put_text("terminateReason", &job.terminate_reason);
     out.put("executionInfo", execution.done());
+    let mut answer = out.done();
+    kept::merge(&mut answer, &spec.client_settings_json);
+    answer
+}
+
+/// What jobs of a schedule will be like.
+pub(super) fn write_spec(spec: &JobSpec, version: Version) -> Value {
+    let mut out = Out::new();
+    out.put_text("displayName", &spec.display_name).put("usesTaskDependencies", spec.uses_task_dependencies);
+    put_spec(&mut out, spec, version);
     let mut answer = out.done();
     kept::merge(&mut answer, &spec.client_settings_json);
     answer
@@ -192,7 +195,11 @@ fn put_spec(out: &mut Out, spec: &JobSpec, version: Version) {
             "jobManagerTask",
             spec.job_manager_task.as_ref().map(|manager| {
                 let mut inner = inner_task(manager.task.as_ref(), version);
+                let mut limits = manager.task.as_ref().and_then(|task| task.constraints).unwrap_or_default();
+                // A task that says nothing is tried again as often as its job says.
+                limits.max_task_retry_count.get_or_insert(constraints.max_task_retry_count);
                 inner
+                    .put("constraints", task_json::write_constraints(Some(&limits)))
                     .put("killJobOnCompletion", manager.kill_job_on_completion.unwrap_or(true))
                     .put("runExclusive", manager.run_exclusive.unwrap_or(true))
                     .put("allowLowPriorityNode", manager.allow_low_priority_node.unwrap_or(true));
@@ -203,7 +210,7 @@ fn put_spec(out: &mut Out, spec: &JobSpec, version: Version) {
             "jobPreparationTask",
             spec.job_preparation_task.as_ref().map(|preparation| {
                 let mut inner = inner_task(preparation.task.as_ref(), version);
-                inner.put("waitForSuccess", preparation.wait_for_success.unwrap_or(true)).put(
+                inner.remove("requiredSlots").put("waitForSuccess", preparation.wait_for_success.unwrap_or(true)).put(
                     "rerunOnNodeRebootAfterSuccess",
                     preparation.rerun_on_node_reboot_after_success.unwrap_or(true),
                 );
@@ -212,7 +219,7 @@ fn put_spec(out: &mut Out, spec: &JobSpec, version: Version) {
         )
         .put_some("jobReleaseTask", spec.job_release_task.as_ref().map(|release| write_release(release, version)))
         .put_list("commonEnvironmentSettings", write_environment(&spec.common_environment))
-        .put("poolInfo", json!({"poolId": spec.pool_id}))
+        .put("poolInfo", pool_info::write(spec, version))
         .put("onAllTasksComplete", word(ALL_COMPLETE, spec.on_all_tasks_complete()).unwrap_or("noaction"))
         .put("onTaskFailure", word(TASK_FAILURE, spec.on_task_failure()).unwrap_or("noaction"))
         .put_list("metadata", write_name_values(&spec.metadata));
@@ -228,21 +235,14 @@ fn inner_task(spec: Option<&TaskSpec>, version: Version) -> Out {
 }
 
 fn write_release(release: &JobReleaseTask, version: Version) -> Value {
-    let mut inner = inner_task(release.task.as_ref(), version).done();
-    if let Some(map) = inner.as_object_mut() {
-        let limits = map.remove("constraints");
-        map.remove("requiredSlots");
-        let limit = release.task.as_ref().and_then(|task| task.constraints.as_ref()?.max_wall_clock_time);
-        // 15 minutes is what a release task gets if nothing was said.
-        map.insert(
-            "maxWallClockTime".into(),
-            limit.map_or("PT15M".to_owned(), |limit| write_duration(Some(&limit))).into(),
-        );
-        if let Some(retention) = limits.as_ref().and_then(|limits| limits.get("retentionTime")) {
-            map.insert("retentionTime".into(), retention.clone());
-        }
-    }
+    let limits = release.task.as_ref().and_then(|task| task.constraints).unwrap_or_default();
+    let mut inner = inner_task(release.task.as_ref(), version);
     inner
+        .remove("constraints")
+        .remove("requiredSlots")
+        .put("maxWallClockTime", write_duration(Some(limits.max_wall_clock_time.as_ref().unwrap_or(&RELEASE_TIME))))
+        .put("retentionTime", write_duration(Some(limits.retention_time.as_ref().unwrap_or(&task_json::RETENTION))));
+    inner.done()
 }
 
 #[cfg(test)]
@@ -276,7 +276,8 @@ mod tests {
             "poolInfo": {"poolId": "p"}, "metadata": [{"name": "a", "value": "b"}],
             "commonEnvironmentSettings": [{"name": "X", "value": "1"}],
             "networkConfiguration": {"subnetId": "s"},
-            "jobManagerTask": {"id": "jm", "commandLine": "x", "killJobOnCompletion": false},
+            "jobManagerTask": {"id": "jm", "commandLine": "x", "killJobOnCompletion": false,
+                "authenticationTokenSettings": {"access": ["job"]}},
             "jobPreparationTask": {"commandLine": "prep"},
             "jobReleaseTask": {"commandLine": "rel", "maxWallClockTime": "PT5M"},
         });
@@ -294,10 +295,45 @@ mod tests {
         assert_eq!((&answer["priority"], &answer["onTaskFailure"]), (&json!(5), &json!("performexitoptionsjobaction")));
         assert_eq!(answer["jobManagerTask"]["killJobOnCompletion"], false);
         assert_eq!(answer["jobManagerTask"]["runExclusive"], true);
+        assert_eq!(answer["jobManagerTask"]["authenticationTokenSettings"], json!({"access": ["job"]}));
+        // As often as the job says.
+        assert_eq!(answer["jobManagerTask"]["constraints"]["maxTaskRetryCount"], 1);
+        assert_eq!(answer["jobManagerTask"]["constraints"]["retentionTime"], "P7D");
         assert_eq!(answer["jobPreparationTask"]["id"], "jobpreparation");
+        assert_eq!(answer["jobPreparationTask"]["rerunOnNodeRebootAfterSuccess"], true);
+        assert_eq!(answer["jobPreparationTask"]["constraints"]["maxTaskRetryCount"], 0);
+        assert!(answer["jobPreparationTask"].get("requiredSlots").is_none());
         assert_eq!(answer["jobReleaseTask"]["maxWallClockTime"], "PT5M");
         assert_eq!(answer["jobReleaseTask"]["retentionTime"], "P7D");
         assert!(answer["jobReleaseTask"].get("constraints").is_none());
+    }
+
+    #[test]
+    fn settings_of_the_pool_are_kept_once() {
+        let body = json!({"id": "j", "networkConfiguration": {"subnetId": "s"}, "poolInfo": {"autoPoolSpecification": {
+            "poolLifetimeOption": "job", "pool": {"vmSize": "x", "networkConfiguration": {"subnetId": "p"}}}}});
+        let (_, spec) = read_new(&body).unwrap();
+        assert_eq!(spec.client_settings_json, json!({"networkConfiguration": {"subnetId": "s"}}).to_string());
+        let pool = back(&body)["poolInfo"]["autoPoolSpecification"]["pool"].clone();
+        assert_eq!(pool["networkConfiguration"]["subnetId"], "p");
+    }
+
+    #[test]
+    fn the_pool_that_was_made_is_told() {
+        let job = Job {
+            pool_id: "auto_1".into(),
+            scheduling_error: Some(kiln_proto::common::v1::FailureInfo {
+                code: "AutoPoolCreationFailedWithQuotaReached".into(),
+                ..Default::default()
+            }),
+            ..Job::default()
+        };
+        let answer = write(&job, View { base: "http://h", version: Version::LATEST });
+        assert_eq!(
+            answer["executionInfo"],
+            json!({"poolId": "auto_1", "schedulingError":
+                {"category": "usererror", "code": "AutoPoolCreationFailedWithQuotaReached"}})
+        );
     }
 
     #[test]
@@ -305,7 +341,7 @@ mod tests {
         for (body, reason) in [
             (json!({"id": "j"}), "MissingRequiredProperty"),
             (json!({"id": "j", "poolInfo": {}}), "MissingRequiredProperty"),
-            (json!({"id": "j", "poolInfo": {"autoPoolSpecification": {}}}), "NotImplemented"),
+            (json!({"id": "j", "poolInfo": {"autoPoolSpecification": {}}}), "MissingRequiredProperty"),
             (json!({"poolInfo": {"poolId": "p"}}), "MissingRequiredProperty"),
             (json!({"id": "j", "poolInfo": {"poolId": "p"}, "onTaskFailure": "maybe"}), "InvalidPropertyValue"),
         ] {

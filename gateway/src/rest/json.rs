@@ -128,6 +128,47 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A whole number of any size, as a number or in a text.
+    ///
+    /// # Errors
+    /// If the value is none.
+    pub fn long(&self, name: &str) -> Result<Option<i64>, Error> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        let number = match value {
+            Value::Number(number) => number.as_i64(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) => Ok(Some(number)),
+            None => self.refuse(name, value, "must be a whole number"),
+        }
+    }
+
+    /// Refuses properties other than these, in parts that are our own: there
+    /// nobody sends what belongs to another server.
+    ///
+    /// # Errors
+    /// Names the first that is not known.
+    pub fn only(&self, names: &[&str]) -> Result<(), Error> {
+        match self.map.iter().find(|(name, value)| !value.is_null() && !names.contains(&name.as_str())) {
+            Some((name, value)) => self.refuse(name, value, &format!("is not known; known are {}", names.join(", "))),
+            None => Ok(()),
+        }
+    }
+
+    /// An instant.
+    ///
+    /// # Errors
+    /// If the text is none.
+    pub fn time(&self, name: &str) -> Result<Option<prost_types::Timestamp>, Error> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        match Timestamp::parse_rfc3339(&text) {
+            Ok(time) => Ok(Some(kiln_proto::time::timestamp(time.as_micros()))),
+            Err(error) => self.refuse(name, &Value::String(text), &error.to_string()),
+        }
+    }
+
     /// A boolean, as one or in a text.
     ///
     /// # Errors
@@ -248,6 +289,12 @@ impl Out {
     /// Puts a value.
     pub fn put(&mut self, name: &str, value: impl Into<Value>) -> &mut Self {
         self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Takes a value away.
+    pub fn remove(&mut self, name: &str) -> &mut Self {
+        self.0.shift_remove(name);
         self
     }
 

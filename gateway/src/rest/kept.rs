@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 
 /// Properties that are kept whole, wherever they occur.
-const KEPT: [&str; 16] = [
+const KEPT: [&str; 15] = [
     "virtualMachineConfiguration",
     "cloudServiceConfiguration",
     "networkConfiguration",
@@ -23,8 +23,11 @@ const KEPT: [&str; 16] = [
     "identityReference",
     "linuxUserConfiguration",
     "windowsUserConfiguration",
-    "autoPoolSpecification",
 ];
+
+/// Parts that keep their own: they travel with their own
+/// `client_settings_json`.
+const APART: [&str; 2] = ["pool", "jobSpecification"];
 
 /// Properties that never go out again.
 const SECRET: [&str; 6] = ["password", "accountKey", "sasKey", "protectedSettings", "sshPrivateKey", "secretKey"];
@@ -40,7 +43,7 @@ fn rest(request: &Value, answer: &Value) -> Option<Value> {
         (Value::Object(request), Value::Object(answer)) => {
             let mut kept = Map::new();
             for (name, value) in request {
-                if value.is_null() {
+                if value.is_null() || APART.contains(&name.as_str()) {
                     continue;
                 }
                 if KEPT.contains(&name.as_str()) {

@@ -10,8 +10,9 @@
 //! - [`errors`]: errors in the dialect's form; [`version`]: generations;
 //! - [`json`]: lenient readers; [`kept`]: settings that come back unchanged;
 //! - [`odata`]: `$select`, `$filter` forms, pages;
-//! - [`pool`], [`node`], [`job`], [`task`], [`file`], [`account`]: handlers, with
-//!   the JSON of each resource in `*_json`.
+//! - [`pool`], [`node`], [`job`], [`job_schedule`], [`task`], [`file`],
+//!   [`account`]: handlers, with the JSON of each resource in `*_json`;
+//!   [`pool_info`]: the pool of a job.
 
 pub mod account;
 pub mod auth;
@@ -21,12 +22,16 @@ pub mod errors;
 pub mod file;
 pub mod job;
 pub mod job_json;
+pub mod job_node_json;
+pub mod job_schedule;
+pub mod job_schedule_json;
 pub mod json;
 pub mod kept;
 pub mod node;
 pub mod node_json;
 pub mod odata;
 pub mod pool;
+pub mod pool_info;
 pub mod pool_json;
 pub mod reply;
 pub mod router;
@@ -208,7 +213,17 @@ async fn dispatch(operation: Operation, call: &Call) -> Result<Reply, Error> {
         O::JobTerminate => job::terminate(call).await,
         O::JobTaskCounts => job::task_counts(call).await,
         O::JobPrepRelease => job::preparation_status(call).await,
-        O::JobScheduleList => account::list_job_schedules(call),
+        O::JobScheduleAdd => job_schedule::add(call).await,
+        O::JobScheduleList => job_schedule::list(call).await,
+        O::JobScheduleGet => job_schedule::get(call).await,
+        O::JobScheduleExists => job_schedule::exists(call).await,
+        O::JobSchedulePatch => job_schedule::patch(call).await,
+        O::JobSchedulePut => job_schedule::put(call).await,
+        O::JobScheduleDelete => job_schedule::delete(call).await,
+        O::JobScheduleDisable => job_schedule::disable(call).await,
+        O::JobScheduleEnable => job_schedule::enable(call).await,
+        O::JobScheduleTerminate => job_schedule::terminate(call).await,
+        O::JobScheduleJobs => job_schedule::jobs(call).await,
         O::TaskAdd => task::add(call).await,
         O::TaskAddCollection => task::add_collection(call).await,
         O::TaskList => task::list(call).await,

@@ -1,6 +1,8 @@
 //! `$select`, the few filters answered here, and links to the next page.
 
 use kiln_error::Error;
+use kiln_filter::Filter;
+use kiln_time::Timestamp;
 use serde_json::Value;
 
 use super::call::{Call, query_error};
@@ -24,6 +26,23 @@ pub fn select(call: &Call, value: &mut Value) {
     {
         map.retain(|name, _| names.contains(&name.as_str()));
     }
+}
+
+/// Whether an entry as answers have it matches; for lists that are filtered
+/// here.
+pub fn matches(filter: &Filter, entry: &Value) -> bool {
+    filter.matches(&|property| {
+        let value = property.split('/').try_fold(entry, |value, name| value.get(name))?;
+        match value {
+            Value::String(text) if property.ends_with("Time") => {
+                Timestamp::parse_rfc3339(text).ok().map(kiln_filter::Value::Time)
+            }
+            Value::String(text) => Some(kiln_filter::Value::Text(text.clone())),
+            Value::Number(number) => number.as_f64().map(kiln_filter::Value::Number),
+            Value::Bool(value) => Some(kiln_filter::Value::Bool(*value)),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        }
+    })
 }
 
 /// The URL as it was called, with the new token. Tokens are letters and digits
@@ -86,6 +105,20 @@ fn quoted(literal: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_filtered_as_they_are_answered() {
+        let allowed = ["poolId", "run/startTime", "run/exitCode", "run/state"];
+        let entry = serde_json::json!({"poolId": "p",
+            "run": {"startTime": "2026-01-31T12:00:00Z", "exitCode": 3, "state": "completed"}});
+        let holds = |text: &str| matches(&Filter::parse(text, &allowed).unwrap(), &entry);
+        for text in ["", "poolId eq 'P'", "run/exitCode ne 0", "run/startTime lt DateTime'2027-01-01T00:00:00Z'"] {
+            assert!(holds(text), "{text}");
+        }
+        for text in ["poolId ne 'p'", "run/exitCode eq 0", "run/startTime gt DateTime'2027-01-01T00:00:00Z'"] {
+            assert!(!holds(text), "{text}");
+        }
+    }
 
     #[test]
     fn small_filters() {

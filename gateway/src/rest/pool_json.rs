@@ -35,6 +35,14 @@ const RESIZE_TIMEOUT: Duration = Duration { seconds: 15 * 60, nanos: 0 };
 pub fn read_new(body: &Value) -> Result<(String, PoolSpec), Error> {
     let fields = Fields::root(body)?;
     let id = fields.required_text("id")?;
+    Ok((id, read_spec(body, &fields)?))
+}
+
+/// A pool without its id; `fields` are those of `body`.
+///
+/// # Errors
+/// Names the property that is missing or wrong.
+pub(super) fn read_spec(body: &Value, fields: &Fields<'_>) -> Result<PoolSpec, Error> {
     let policy = fields.object("taskSchedulingPolicy")?;
     let (fill, order) = match &policy {
         Some(policy) => (policy.choice("nodeFillType", FILL)?, policy.choice("jobDefaultOrder", ORDER)?),
@@ -43,17 +51,17 @@ pub fn read_new(body: &Value) -> Result<(String, PoolSpec), Error> {
     let mut spec = PoolSpec {
         display_name: fields.text_or_empty("displayName")?,
         vm_size: fields.required_text("vmSize")?,
-        target_dedicated_nodes: read_target(&fields)?.unwrap_or(0),
+        target_dedicated_nodes: read_target(fields)?.unwrap_or(0),
         target_low_priority_nodes: fields.int("targetLowPriorityNodes")?.unwrap_or(0),
         resize_timeout: fields.duration("resizeTimeout")?,
         task_slots_per_node: either(fields.int("taskSlotsPerNode")?, fields.int("maxTasksPerNode")?).unwrap_or(0),
         node_fill_type: fill.unwrap_or_default().into(),
         job_default_order: order.unwrap_or_default().into(),
         enable_inter_node_communication: fields.boolean("enableInterNodeCommunication")?.unwrap_or(false),
-        start_task: read_start_task(&fields)?,
-        application_packages: read_packages(&fields)?,
+        start_task: read_start_task(fields)?,
+        application_packages: read_packages(fields)?,
         user_accounts: fields.each("userAccounts", read_user)?,
-        metadata: read_name_values(&fields, "metadata")?,
+        metadata: read_name_values(fields, "metadata")?,
         enable_auto_scale: fields.boolean("enableAutoScale")?.unwrap_or(false),
         auto_scale_formula: fields.text_or_empty("autoScaleFormula")?,
         auto_scale_evaluation_interval: fields.duration("autoScaleEvaluationInterval")?,
@@ -66,7 +74,18 @@ pub fn read_new(body: &Value) -> Result<(String, PoolSpec), Error> {
     let mut understood = Out::new();
     put_spec(&mut understood, &spec, Version::LATEST);
     spec.client_settings_json = kept::remainder(body, &understood.done());
-    Ok((id, spec))
+    Ok(spec)
+}
+
+/// A pool that is yet to be made, as it was described.
+pub(super) fn write_spec(spec: &PoolSpec, version: Version) -> Value {
+    let mut out = Out::new();
+    out.put_text("displayName", &spec.display_name);
+    put_spec(&mut out, spec, version);
+    let mut pool = out.done();
+    kept::merge(&mut pool, &spec.client_settings_json);
+    fill_image_version(&mut pool);
+    pool
 }
 
 /// `targetDedicatedNodes`, or `targetDedicated` of the generations before 2017-05.

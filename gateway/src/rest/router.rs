@@ -44,7 +44,17 @@ pub enum Operation {
     JobTerminate,
     JobTaskCounts,
     JobPrepRelease,
+    JobScheduleAdd,
     JobScheduleList,
+    JobScheduleGet,
+    JobScheduleExists,
+    JobSchedulePatch,
+    JobSchedulePut,
+    JobScheduleDelete,
+    JobScheduleDisable,
+    JobScheduleEnable,
+    JobScheduleTerminate,
+    JobScheduleJobs,
     TaskAdd,
     TaskAddCollection,
     TaskList,
@@ -113,7 +123,17 @@ const ROUTES: &[(&str, &str, Operation, &str)] = &[
     ("POST", "jobs/*/terminate", O::JobTerminate, "JobTerminate"),
     ("GET", "jobs/*/taskcounts", O::JobTaskCounts, "JobTaskCounts"),
     ("GET", "jobs/*/jobpreparationandreleasetaskstatus", O::JobPrepRelease, "JobPrepRelease"),
+    ("POST", "jobschedules", O::JobScheduleAdd, "JobScheduleAdd"),
     ("GET", "jobschedules", O::JobScheduleList, "JobScheduleList"),
+    ("GET", "jobschedules/*", O::JobScheduleGet, "JobScheduleGet"),
+    ("HEAD", "jobschedules/*", O::JobScheduleExists, "JobScheduleExists"),
+    ("PATCH", "jobschedules/*", O::JobSchedulePatch, "JobSchedulePatch"),
+    ("PUT", "jobschedules/*", O::JobSchedulePut, "JobSchedulePut"),
+    ("DELETE", "jobschedules/*", O::JobScheduleDelete, "JobScheduleDelete"),
+    ("POST", "jobschedules/*/disable", O::JobScheduleDisable, "JobScheduleDisable"),
+    ("POST", "jobschedules/*/enable", O::JobScheduleEnable, "JobScheduleEnable"),
+    ("POST", "jobschedules/*/terminate", O::JobScheduleTerminate, "JobScheduleTerminate"),
+    ("GET", "jobschedules/*/jobs", O::JobScheduleJobs, "JobScheduleJobs"),
     ("POST", "jobs/*/tasks", O::TaskAdd, "TaskAdd"),
     ("POST", "jobs/*/addtaskcollection", O::TaskAddCollection, "TaskAddCollection"),
     ("GET", "jobs/*/tasks", O::TaskList, "TaskList"),
@@ -143,16 +163,6 @@ const ROUTES: &[(&str, &str, Operation, &str)] = &[
     ("POST", "pools/*/nodes/*/uploadbatchservicelogs", O::Unavailable("upload the logs of a node"), ""),
     ("GET", "pools/*/nodes/*/extensions", O::Unavailable("extensions of a node"), ""),
     ("GET", "pools/*/nodes/*/extensions/*", O::Unavailable("extensions of a node"), ""),
-    ("POST", "jobschedules", O::Unavailable("job schedules"), ""),
-    ("HEAD", "jobschedules/*", O::Unavailable("job schedules"), ""),
-    ("GET", "jobschedules/*", O::Unavailable("job schedules"), ""),
-    ("PATCH", "jobschedules/*", O::Unavailable("job schedules"), ""),
-    ("PUT", "jobschedules/*", O::Unavailable("job schedules"), ""),
-    ("DELETE", "jobschedules/*", O::Unavailable("job schedules"), ""),
-    ("POST", "jobschedules/*/disable", O::Unavailable("job schedules"), ""),
-    ("POST", "jobschedules/*/enable", O::Unavailable("job schedules"), ""),
-    ("POST", "jobschedules/*/terminate", O::Unavailable("job schedules"), ""),
-    ("GET", "jobschedules/*/jobs", O::Unavailable("job schedules"), ""),
     ("GET", "certificates", O::Unavailable("certificates"), ""),
     ("POST", "certificates", O::Unavailable("certificates"), ""),
 ];
@@ -243,7 +253,8 @@ mod tests {
         assert_eq!(ok("GET", "/jobs/j/tasks/t/files/wd/a%20b.txt").1[2], "wd/a b.txt");
         assert_eq!(ok("GET", "/pools/p/nodes/n/files/%2Fstartup%2Fstderr.txt").1[2], "/startup/stderr.txt");
         assert_eq!(ok("GET", "/jobs/j/tasks/t/files").0, O::TaskFileList);
-        assert!(matches!(ok("POST", "/jobschedules").0, O::Unavailable(_)));
+        assert_eq!(ok("POST", "/jobschedules").0, O::JobScheduleAdd);
+        assert_eq!(ok("GET", "/jobschedules/s/jobs"), (O::JobScheduleJobs, vec!["s".into()]));
         assert!(matches!(ok("DELETE", "/certificates(thumbprintAlgorithm=sha1,thumbprint=ab)").0, O::Unavailable(_)));
     }
 

@@ -3,15 +3,15 @@
 use http::StatusCode;
 use kiln_error::{Error, Kind};
 use kiln_proto::job::v1::{
-    AddTaskCollectionRequest, AddTaskRequest, AddTaskResult, DeleteTaskRequest, GetTaskRequest, ListTasksRequest,
-    ReactivateTaskRequest, Task, TaskConstraints, TerminateTaskRequest, UpdateTaskRequest,
+    AddTaskCollectionRequest, AddTaskRequest, AddTaskResult, DeleteTaskRequest, GetTaskRequest, ListSubtasksRequest,
+    ListTasksRequest, ReactivateTaskRequest, Task, TaskConstraints, TerminateTaskRequest, UpdateTaskRequest,
 };
 use serde_json::{Value, json};
 
 use super::call::{Call, MAX_RESULTS};
 use super::json::Fields;
 use super::reply::Reply;
-use super::{odata, task_json};
+use super::{job_node_json, odata, task_json};
 
 /// Tasks of one "add task collection".
 const MAX_COLLECTION: usize = 100;
@@ -157,8 +157,10 @@ pub(super) async fn reactivate(call: &Call) -> Result<Reply, Error> {
     Ok(Reply::empty(StatusCode::NO_CONTENT))
 }
 
-/// Tasks here have one process each, so no subtasks.
+/// The instances of a multi-instance task besides the primary; none of others.
 pub(super) async fn subtasks(call: &Call) -> Result<Reply, Error> {
-    fetch(call).await?;
-    Ok(Reply::list("subtaskinfo", Vec::new(), None))
+    let message = ListSubtasksRequest { job_id: call.argument(0), task_id: call.argument(1) };
+    let answer = call.backends.jobs().list_subtasks(call.request(message)?).await?.into_inner();
+    let values = answer.subtasks.iter().map(|subtask| job_node_json::write_subtask(subtask, call.view())).collect();
+    Ok(odata::page(call, "subtaskinfo", values, ""))
 }

@@ -1,6 +1,7 @@
 //! JSON of tasks.
 
 use kiln_error::Error;
+use kiln_proto::common::v1::Resources;
 use kiln_proto::job::v1::{
     AddTaskResult, DependencyAction, ExitCodeMapping, ExitCodeRangeMapping, ExitConditions, ExitOptions, JobAction,
     MultiInstanceSettings, Task, TaskConstraints, TaskCounts, TaskDependencies, TaskIdRange, TaskSpec, TaskState,
@@ -14,9 +15,9 @@ use super::common::{
     read_resource_files, write_container, write_environment, write_output_files, write_packages, write_resource_files,
     write_result,
 };
+use super::job_node_json::write_node;
 use super::json::{Fields, Out, word, write_duration};
 use super::kept;
-use super::node_json::affinity_id;
 use super::version::Version;
 use super::view::View;
 
@@ -31,7 +32,7 @@ const JOB_ACTIONS: &[(&str, JobAction)] =
 const DEPENDENCY_ACTIONS: &[(&str, DependencyAction)] =
     &[("satisfy", DependencyAction::Satisfy), ("block", DependencyAction::Block)];
 /// Task directories stay this long if nothing was said.
-const RETENTION: Duration = Duration { seconds: 7 * 86_400, nanos: 0 };
+pub(super) const RETENTION: Duration = Duration { seconds: 7 * 86_400, nanos: 0 };
 
 /// A task out of the body of "add task" or an item of a collection.
 ///
@@ -72,7 +73,27 @@ pub(super) fn read_spec(fields: &Fields<'_>) -> Result<TaskSpec, Error> {
         container_settings: read_container(fields)?,
         job_access: read_job_access(fields)?,
         client_settings_json: String::new(),
-        resources: None,
+        resources: fields.object("kilnResources")?.map(|resources| read_resources(&resources)).transpose()?,
+    })
+}
+
+/// An addition of ours: what the task needs of its node beside slots.
+fn read_resources(fields: &Fields<'_>) -> Result<Resources, Error> {
+    fields.only(&["cpuMillis", "memoryBytes", "diskBytes", "gpus"])?;
+    Ok(Resources {
+        cpu_millis: fields.long("cpuMillis")?.unwrap_or(0),
+        memory_bytes: fields.long("memoryBytes")?.unwrap_or(0),
+        disk_bytes: fields.long("diskBytes")?.unwrap_or(0),
+        gpus: fields.int("gpus")?.unwrap_or(0),
+    })
+}
+
+fn write_resources(resources: &Resources) -> Value {
+    json!({
+        "cpuMillis": resources.cpu_millis,
+        "memoryBytes": resources.memory_bytes,
+        "diskBytes": resources.disk_bytes,
+        "gpus": resources.gpus,
     })
 }
 
@@ -160,19 +181,7 @@ pub fn write(task: &Task, view: View<'_>) -> Value {
         .put_time("previousStateTransitionTime", task.previous_state_transition_time.as_ref());
     put_spec(&mut out, spec, view.version);
     out.put("executionInfo", write_execution(task, view.version));
-    if let Some(node) = &task.node {
-        let mut info = Out::new();
-        if !node.node_id.is_empty() {
-            let parent = ["pools", node.pool_id.as_str(), "nodes", node.node_id.as_str()];
-            info.put("affinityId", affinity_id(&node.node_id))
-                .put("nodeUrl", view.url(&parent))
-                .put("poolId", node.pool_id.as_str())
-                .put("nodeId", node.node_id.as_str())
-                .put("taskRootDirectory", node.task_root_directory.as_str())
-                .put("taskRootDirectoryUrl", view.file_url(&parent, &node.task_root_directory));
-        }
-        out.put("nodeInfo", info.done());
-    }
+    out.put_some("nodeInfo", task.node.as_ref().map(|node| write_node(node, view)));
     let mut answer = out.done();
     kept::merge(&mut answer, &spec.client_settings_json);
     answer
@@ -224,7 +233,8 @@ pub(super) fn put_spec(out: &mut Out, spec: &TaskSpec, version: Version) {
             .put_list("commonResourceFiles", write_resource_files(&multi.common_resource_files, version));
         out.put("multiInstanceSettings", inner.done());
     }
-    out.put_list("applicationPackageReferences", write_packages(&spec.application_packages));
+    out.put_list("applicationPackageReferences", write_packages(&spec.application_packages))
+        .put_some("kilnResources", spec.resources.as_ref().map(write_resources));
     if spec.job_access {
         out.put("authenticationTokenSettings", json!({"access": ["job"]}));
     }
@@ -349,13 +359,25 @@ mod tests {
             "exitConditions": {"exitCodes": [{"code": 3, "exitOptions": {"jobAction": "terminate"}}],
                 "default": {"dependencyAction": "satisfy"}},
             "authenticationTokenSettings": {"access": ["job"]},
+            "multiInstanceSettings": {"numberOfInstances": 3, "coordinationCommandLine": "c",
+                "commonResourceFiles": [{"httpUrl": "http://b/c/x", "filePath": "x"}]},
+            "kilnResources": {"cpuMillis": 1500, "memoryBytes": 8_589_934_592_i64, "diskBytes": 0, "gpus": 1},
             "containerSettings": {"imageName": "i", "registry": {"username": "u", "password": "geheim"}},
         });
         let spec = read_new(&body).unwrap();
         assert_eq!(spec.constraints.unwrap().max_wall_clock_time.unwrap().seconds, 300);
         assert!(spec.job_access);
         let answer = back(&body, "2025-06-01");
-        for name in ["resourceFiles", "environmentSettings", "requiredSlots", "dependsOn", "exitConditions"] {
+        for name in [
+            "resourceFiles",
+            "environmentSettings",
+            "requiredSlots",
+            "dependsOn",
+            "exitConditions",
+            "multiInstanceSettings",
+            "kilnResources",
+            "authenticationTokenSettings",
+        ] {
             assert_eq!(answer[name], body[name], "{name}");
         }
         assert_eq!(answer["outputFiles"][0]["destination"], body["outputFiles"][0]["destination"]);
@@ -368,6 +390,20 @@ mod tests {
         assert_eq!(answer["executionInfo"], json!({"retryCount": 0, "requeueCount": 0}));
         assert_eq!(answer["userIdentity"], json!({"autoUser": {"scope": "pool", "elevationLevel": "nonadmin"}}));
         assert!(answer.get("nodeInfo").is_none() && answer.get("previousState").is_none());
+    }
+
+    #[test]
+    fn resources_are_ours_and_strict() {
+        let task = |resources: Value| json!({"id": "t", "commandLine": "x", "kilnResources": resources});
+        assert_eq!(read_new(&task(json!({"gpus": "2"}))).unwrap().resources.unwrap().gpus, 2);
+        for (bad, property) in [
+            (json!({"memory": 1}), "kilnResources.memory"),
+            (json!({"memoryBytes": 0.5}), "kilnResources.memoryBytes"),
+            (json!("1"), "kilnResources"),
+        ] {
+            let error = read_new(&task(bad)).unwrap_err();
+            assert_eq!(error.details()[0].1, property);
+        }
     }
 
     #[test]

@@ -25,11 +25,16 @@ pub struct State {
     pub pools: Mutex<BTreeMap<String, Pool>>,
     pub jobs: Mutex<BTreeMap<String, Job>>,
     pub tasks: Mutex<BTreeMap<String, TaskSpec>>,
+    pub schedules: Mutex<BTreeMap<String, JobSchedule>>,
     /// Accounts that calls were made for.
     pub accounts: Mutex<Vec<String>>,
     /// The latest update of a pool and of a job.
     pub pool_update: Mutex<Option<UpdatePoolRequest>>,
     pub job_update: Mutex<Option<UpdateJobRequest>>,
+    pub schedule_update: Mutex<Option<UpdateJobScheduleRequest>>,
+    /// What preparations and releases a job has.
+    pub job_nodes: Mutex<Vec<JobNodeStatus>>,
+    pub subtasks: Mutex<Vec<Subtask>>,
     /// Set when a followed file's stream was dropped by its reader.
     pub hung_up: CancellationToken,
 }
@@ -38,14 +43,14 @@ pub struct State {
 pub struct Fakes(pub Arc<State>);
 
 impl Fakes {
-    fn see<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    pub fn see<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let caller = Caller::of(request)?;
         self.0.accounts.lock().unwrap().push(caller.service_account()?.to_owned());
         Ok(())
     }
 }
 
-fn not_found(reason: &'static str, id: &str) -> Status {
+pub fn not_found(reason: &'static str, id: &str) -> Status {
     Error::new(Kind::NotFound, reason, format!("{id} does not exist")).with_detail("Id", id).into()
 }
 
@@ -247,6 +252,32 @@ service!(JobService {
         Ok(Response::new(UpdateJobResponse { job: Some(job) }))
     }
 
+    async fn list_jobs(&self, request: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+        self.see(&request)?;
+        let of = request.into_inner().job_schedule_id;
+        let jobs = self.0.jobs.lock().unwrap();
+        let jobs = jobs.values().filter(|job| of.is_empty() || job.job_schedule_id == of).cloned().collect();
+        Ok(Response::new(ListJobsResponse { jobs, next_page_token: String::new() }))
+    }
+
+    async fn list_job_nodes(
+        &self,
+        request: Request<ListJobNodesRequest>,
+    ) -> Result<Response<ListJobNodesResponse>, Status> {
+        self.see(&request)?;
+        let nodes = self.0.job_nodes.lock().unwrap().clone();
+        Ok(Response::new(ListJobNodesResponse { nodes, next_page_token: String::new() }))
+    }
+
+    async fn list_subtasks(
+        &self,
+        request: Request<ListSubtasksRequest>,
+    ) -> Result<Response<ListSubtasksResponse>, Status> {
+        self.see(&request)?;
+        let subtasks = self.0.subtasks.lock().unwrap().clone();
+        Ok(Response::new(ListSubtasksResponse { subtasks }))
+    }
+
     async fn terminate_job(
         &self,
         request: Request<TerminateJobRequest>,
@@ -322,7 +353,6 @@ service!(JobService {
         Ok(Response::new(GetTaskResponse { task: Some(task) }))
     }
 }
-    list_jobs(ListJobsRequest) -> ListJobsResponse;
     disable_job(DisableJobRequest) -> DisableJobResponse;
     enable_job(EnableJobRequest) -> EnableJobResponse;
     delete_job(DeleteJobRequest) -> DeleteJobResponse;
@@ -334,6 +364,4 @@ service!(JobService {
     reactivate_task(ReactivateTaskRequest) -> ReactivateTaskResponse;
     list_attempts(ListAttemptsRequest) -> ListAttemptsResponse;
     explain_task(ExplainTaskRequest) -> ExplainTaskResponse;
-    list_subtasks(ListSubtasksRequest) -> ListSubtasksResponse;
-    list_job_nodes(ListJobNodesRequest) -> ListJobNodesResponse;
 );

@@ -23,7 +23,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::fakes::CONTENT;
 use crate::harness::{ACCOUNT, Harness};
 
-fn bearer(gateway: &Harness) -> String {
+pub fn bearer(gateway: &Harness) -> String {
     let principal = Principal::Account { account: ACCOUNT.into() };
     let claims = Claims { principal, expires: kiln_grpc::caller::now_seconds() + 60 };
     format!("Bearer {}", token::mint(&gateway.key, &claims))

@@ -14,6 +14,7 @@ use kiln_auth::SecretKey;
 use kiln_grpc::{Readiness, Server, ServiceAuth};
 use kiln_proto::gateway::v1::PutAccountRequest;
 use kiln_proto::gateway::v1::gateway_admin_service_client::GatewayAdminServiceClient;
+use kiln_proto::job::v1::job_schedule_service_server::JobScheduleServiceServer;
 use kiln_proto::job::v1::job_service_server::JobServiceServer;
 use kiln_proto::pool::v1::pool_service_server::PoolServiceServer;
 use kiln_time::Timestamp;
@@ -75,7 +76,9 @@ impl Harness {
         let shutdown = CancellationToken::new();
         let state = Arc::new(State::default());
         let fakes = Fakes(state.clone());
-        let routes = Routes::new(PoolServiceServer::new(fakes.clone())).add_service(JobServiceServer::new(fakes));
+        let routes = Routes::new(PoolServiceServer::new(fakes.clone()))
+            .add_service(JobScheduleServiceServer::new(fakes.clone()))
+            .add_service(JobServiceServer::new(fakes));
         let (listener, behind) = listen().await;
         let server = Server {
             name: "fakes",

@@ -7,4 +7,5 @@ mod fakes;
 mod grpc;
 mod harness;
 mod rest;
+mod schedules;
 mod workflow;
