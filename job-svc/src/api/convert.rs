@@ -10,7 +10,7 @@ use crate::domain::Error;
 use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::task::{AttemptRecord, LatestAttempt, Outcome, Run, TaskState};
-use crate::store::{Counts, JobRow, TaskRow, events};
+use crate::store::{Counts, JobNodeRow, JobRow, TaskRow, events};
 
 fn at(time: Timestamp) -> Option<prost_types::Timestamp> {
     Some(timestamp(time.as_micros()))
@@ -136,6 +136,16 @@ pub fn past_attempt(record: &AttemptRecord) -> wire::Attempt {
         outcome: outcome.into(),
         reason: record.requeued.map_or_else(String::new, |cause| cause.reason().to_owned()),
         ..attempt(record.number, &record.run)
+    }
+}
+
+/// Preparation and release of a job on one node.
+pub fn job_node(row: JobNodeRow) -> wire::JobNodeStatus {
+    wire::JobNodeStatus {
+        pool_id: row.pool.as_str().to_owned(),
+        node_id: row.node.as_str().to_owned(),
+        preparation: row.preparation,
+        release: row.release,
     }
 }
 

@@ -239,13 +239,25 @@ impl Api {
         Ok(convert::counts(&counts))
     }
 
-    /// Nothing is prepared or released yet.
     pub(super) async fn list_job_nodes(
         &self,
         account: AccountName,
         request: wire::ListJobNodesRequest,
     ) -> Answer<wire::ListJobNodesResponse> {
-        self.store.job(&account, &job_id(&request.job_id)?).await?;
-        Ok(wire::ListJobNodesResponse::default())
+        let size = page::size(request.page_size, 1000, 1000)?;
+        let after = page::last_key(&request.page_token)?;
+        let after = after.as_deref().and_then(|key| key.split_once('/'));
+        let after = after.map(|(node, pool)| (node.to_owned(), pool.to_owned()));
+        let job = self.store.job(&account, &job_id(&request.job_id)?).await?;
+        if job.spec.job_preparation_task.is_none() {
+            return Err(Error::NoPreparation(job.job.as_str().to_owned()).into());
+        }
+        let rows = self.store.job_nodes(job.row, after, size).await?;
+        let full = rows.len() == size as usize;
+        let last = rows.last().filter(|_| full).map(|row| format!("{}/{}", row.node.key(), row.pool.key()));
+        Ok(wire::ListJobNodesResponse {
+            nodes: rows.into_iter().map(convert::job_node).collect(),
+            next_page_token: last.map_or_else(String::new, |key| page::token(&key)),
+        })
     }
 }

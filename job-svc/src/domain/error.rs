@@ -24,6 +24,19 @@ pub enum Error {
     /// The id is taken.
     #[error("the task {0:?} exists already in this job")]
     TaskExists(String),
+    /// The id is that of the job's preparation or release task.
+    #[error("the id {id:?} is that of the job's {what} task")]
+    TaskIdReserved {
+        /// Id as given.
+        id: String,
+        /// Whose id it is.
+        what: &'static str,
+        /// Azure's word.
+        reason: &'static str,
+    },
+    /// The job has no preparation task.
+    #[error("the job {0:?} has no preparation task")]
+    NoPreparation(String),
     /// The job is being removed.
     #[error("the job is being deleted")]
     JobBeingDeleted,
@@ -110,6 +123,8 @@ impl From<Error> for kiln_error::Error {
             Error::JobExists(_) => make(Kind::AlreadyExists, "JobExists"),
             Error::TaskNotFound { .. } => make(Kind::NotFound, "TaskNotFound"),
             Error::TaskExists(_) => make(Kind::AlreadyExists, "TaskExists"),
+            Error::TaskIdReserved { reason, .. } => make(Kind::AlreadyExists, reason),
+            Error::NoPreparation(_) => make(Kind::FailedPrecondition, "JobPreparationTaskNotSpecified"),
             Error::JobBeingDeleted => make(Kind::FailedPrecondition, "JobBeingDeleted"),
             Error::JobBeingTerminated => make(Kind::FailedPrecondition, "JobBeingTerminated"),
             Error::JobCompleted => make(Kind::FailedPrecondition, "JobCompleted"),

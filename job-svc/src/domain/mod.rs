@@ -7,6 +7,7 @@
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
 //!   needs are taken out once, when a task is added;
 //! - [`needs`]: what tasks need of nodes, and what nodes have;
+//! - [`job_tasks`]: preparation and release of jobs;
 //! - [`etag`]: versions of records as clients see them;
 //! - [`error`]: everything that can be refused.
 
@@ -15,6 +16,7 @@ pub mod etag;
 pub mod exit;
 pub mod job;
 pub mod needs;
+pub mod job_tasks;
 pub mod spec;
 pub mod task;
 

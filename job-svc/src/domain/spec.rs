@@ -12,7 +12,7 @@ use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, OnTaskFai
 use prost::Message;
 
 use super::needs::Needs;
-use super::{Error, exit};
+use super::{Error, exit, job_tasks};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
 pub const MAX_SPEC_BYTES: usize = 1024 * 1024;
@@ -71,6 +71,7 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
             return Err(Error::Unsupported(name));
         }
     }
+    job_tasks::check(spec)?;
     check_priority(spec.priority)?;
     check_max_parallel(spec.max_parallel_tasks)?;
     check_job_constraints(spec.constraints.as_ref())?;

@@ -499,6 +499,7 @@ impl Batch {
                 deleted: Vec::new(),
                 counts: Vec::new(),
                 jobs: Vec::new(),
+                job_nodes: Vec::new(),
                 events: Vec::new(),
                 answers: Vec::new(),
                 now: Timestamp::default(),
@@ -517,6 +518,7 @@ impl Batch {
         !self.commit.tasks.is_empty()
             || !self.commit.deleted.is_empty()
             || !self.commit.jobs.is_empty()
+            || !self.commit.job_nodes.is_empty()
             || !self.commit.answers.is_empty()
     }
 

@@ -49,6 +49,14 @@ struct Faulty {
 
 #[async_trait]
 impl Store for Faulty {
+    async fn job_nodes(
+        &self,
+        job: u64,
+        after: Option<(String, String)>,
+        limit: u32,
+    ) -> Result<Vec<crate::store::JobNodeRow>, Error> {
+        self.inner.job_nodes(job, after, limit).await
+    }
     async fn commit(&self, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
         let number = self.commits.fetch_add(1, Ordering::Relaxed);
         if !self.failing.contains(&number) {

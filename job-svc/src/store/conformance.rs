@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kiln_etag::{Conditions, EtagSet};
 use kiln_ids::NodeId;
-use kiln_proto::job::v1::{JobSpec, OnAllTasksComplete, TaskSpec};
+use kiln_proto::job::v1::{JobPreparationTask, JobReleaseTask, JobSpec, NodeTaskInfo, OnAllTasksComplete, TaskSpec};
 use prost::Message;
 
 use super::*;
@@ -79,6 +79,7 @@ fn commit(number: u64) -> Commit {
         deleted: Vec::new(),
         counts: Vec::new(),
         jobs: Vec::new(),
+        job_nodes: Vec::new(),
         events: Vec::new(),
         answers: Vec::new(),
         now: at(300),
@@ -125,6 +126,7 @@ pub async fn all(store: &impl Store) {
     the_scheduler_is_fenced(store).await;
     job_events_are_judged_in_the_transaction(store).await;
     reactivation_and_deletion_of_completed_tasks(store).await;
+    nodes_of_a_job_are_remembered(store).await;
     deleted_jobs_leave_nothing(store).await;
 }
 
@@ -299,6 +301,66 @@ async fn reactivation_and_deletion_of_completed_tasks(store: &impl Store) {
     assert!(matches!(gone, Error::TaskNotFound { .. }));
     let next = add(store, "again", &["a"]).await.remove(0);
     assert!(next.row > row.row, "row ids are not used twice");
+}
+
+async fn nodes_of_a_job_are_remembered(store: &impl Store) {
+    let task = |id: &str| Some(TaskSpec { id: id.into(), command_line: "true".into(), ..TaskSpec::default() });
+    let preparation = Some(JobPreparationTask { task: task(""), ..JobPreparationTask::default() });
+    let release = Some(JobReleaseTask { task: task("Bye") });
+    let spec = JobSpec {
+        pool_id: "P1".into(),
+        job_preparation_task: preparation,
+        job_release_task: release,
+        ..JobSpec::default()
+    };
+    let job = NewJob { spec, ..new_job("nodes") };
+    let job = new(store.create_job(job, Request::default()).await.unwrap());
+    let filled = job.spec.job_preparation_task.as_ref().unwrap().task.as_ref().unwrap();
+    assert_eq!(filled.id, "jobpreparation");
+    let added = new(store.add_tasks(adding("nodes", &["JobPreparation", "bye", "t"])).await.unwrap());
+    let reasons = added.results.into_iter().map(|result| match result.outcome {
+        Ok(_) => String::new(),
+        Err(error) => kiln_error::Error::from(error).reason().to_owned(),
+    });
+    let reasons: Vec<String> = reasons.collect();
+    assert_eq!(reasons, ["TaskIdSameAsJobPreparationTask", "TaskIdSameAsJobReleaseTask", ""]);
+
+    let info = |exit_code| Some(NodeTaskInfo { exit_code: Some(exit_code), ..NodeTaskInfo::default() });
+    let about = |node: &str, pool: &str| JobNodeWrite {
+        job: job.row,
+        pool: PoolId::parse(pool).unwrap(),
+        node: Arc::new(NodeId::parse(node).unwrap()),
+        incarnation: "life-1".into(),
+        ran: false,
+        preparation: None,
+        release: None,
+    };
+    let job_nodes = vec![
+        JobNodeWrite { preparation: info(7), ..about("N2", "p1") },
+        JobNodeWrite { ran: true, incarnation: "life-2".into(), ..about("n2", "p1") },
+        JobNodeWrite { release: info(0), ..about("n1", "p1") },
+        // Another pool's node, and a job that is not there.
+        JobNodeWrite { preparation: info(0), ..about("n3", "p2") },
+        JobNodeWrite { job: 999_999, preparation: info(0), ..about("n4", "p1") },
+    ];
+    store.commit(Commit { job_nodes: job_nodes.clone(), ..commit(1) }).await.unwrap();
+    let other = AccountName::parse("other").unwrap();
+    store.commit(Commit { account: other, job_nodes, ..commit(1) }).await.unwrap();
+    let first = store.job_nodes(job.row, None, 1).await.unwrap();
+    let rest = store.job_nodes(job.row, Some(("n1".into(), "p1".into())), 10).await.unwrap();
+    let [first, second] = [&first[0], &rest[0]];
+    assert_eq!((first.node.as_str(), &first.release, &first.preparation), ("n1", &info(0), &None));
+    assert_eq!((second.node.as_str(), &second.preparation, second.ran), ("N2", &info(7), true));
+    assert_eq!((second.incarnation.as_str(), rest.len()), ("life-1", 1));
+    let delete = JobChange::Event(JobEvent::Delete, |_| Vec::new());
+    let none = Conditions::default();
+    store.change_job(&account(), &job_id("nodes"), delete, none, Request::default(), at(300)).await.unwrap();
+    let mut removed = 0;
+    for _ in 0..4 {
+        removed += store.purge_tasks(job.row, 1).await.unwrap();
+    }
+    assert_eq!(removed, 3, "a task and two nodes");
+    assert_eq!(store.job_nodes(job.row, None, 9).await.unwrap(), []);
 }
 
 async fn deleted_jobs_leave_nothing(store: &impl Store) {

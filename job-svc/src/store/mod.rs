@@ -107,6 +107,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error>;
     /// Whole tasks by row id; those that are gone are left out.
     async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error>;
+    /// Nodes of a job by (node key, pool key), after `after`.
+    async fn job_nodes(&self, job: u64, after: Option<(String, String)>, limit: u32) -> Result<Vec<JobNodeRow>, Error>;
     /// Everything a scheduler decided, in one transaction.
     async fn commit(&self, commit: Commit) -> Result<Vec<JobFate>, CommitError>;
     /// Removes up to `limit` tasks of a job that is being deleted; returns how many.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kiln_etag::Conditions;
 use kiln_ids::{AccountName, JobId, NodeId, PoolId, TaskId};
 use kiln_proto::common::v1::NameValue;
-use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, TaskConstraints};
+use kiln_proto::job::v1::{JobConstraints, JobSpec, NodeTaskInfo, OnAllTasksComplete, TaskConstraints};
 use kiln_store::StoreError;
 use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
@@ -244,6 +244,42 @@ pub struct TaskWrite {
     pub task: Task,
 }
 
+/// Preparation and release of a job on one node.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobNodeRow {
+    /// Pool of the node.
+    pub pool: PoolId,
+    /// The node.
+    pub node: NodeId,
+    /// Life of the agent that said the latest about the preparation.
+    pub incarnation: String,
+    /// A task of the job has begun there.
+    pub ran: bool,
+    /// The latest word about the preparation.
+    pub preparation: Option<NodeTaskInfo>,
+    /// The latest word about the release.
+    pub release: Option<NodeTaskInfo>,
+}
+
+/// News about a job on one node; what is absent stays as it is.
+#[derive(Debug, Clone)]
+pub struct JobNodeWrite {
+    /// Row of the job.
+    pub job: u64,
+    /// Pool of the node.
+    pub pool: PoolId,
+    /// The node.
+    pub node: Arc<NodeId>,
+    /// Life of its agent.
+    pub incarnation: String,
+    /// A task of the job has begun there.
+    pub ran: bool,
+    /// A word about the preparation.
+    pub preparation: Option<NodeTaskInfo>,
+    /// A word about the release.
+    pub release: Option<NodeTaskInfo>,
+}
+
 /// Something that happens to a job, decided by the scheduler.
 #[derive(Debug, Clone)]
 pub struct JobWrite {
@@ -279,6 +315,8 @@ pub struct Commit {
     pub counts: Vec<(u64, CountsDelta)>,
     /// What happens to jobs.
     pub jobs: Vec<JobWrite>,
+    /// News about jobs on nodes, in order.
+    pub job_nodes: Vec<JobNodeWrite>,
     /// Announcements.
     pub events: Vec<NewEvent>,
     /// Answers to remember.

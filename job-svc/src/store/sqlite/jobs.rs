@@ -9,6 +9,7 @@ use prost::Message;
 use super::*;
 use crate::domain::etag;
 use crate::domain::job::{JobEvent, JobLife, JobState};
+use crate::domain::job_tasks;
 use crate::store::{codec, events};
 
 const COLUMNS: &str = "id, account, job_id, pool_id, version, created, modified, life, spec";
@@ -49,10 +50,14 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
         return Ok(Answered::Before(answer));
     }
     let life = JobLife::new(new.now);
+    let mut spec = new.spec.clone();
+    job_tasks::fill_in(&mut spec);
+    let [preparation, release] = job_tasks::reserved(&spec).map(|id| id.map(|id| id.key().into_owned()));
     let inserted = connection
         .prepare_cached(
             "INSERT INTO jobs (account, job_key, job_id, pool_key, pool_id, state, exit_actions, version, created,
-             modified, life, spec) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?8, ?9, ?10)
+             modified, life, spec, preparation_key, release_key)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?8, ?9, ?10, ?11, ?12)
              ON CONFLICT (account, job_key) DO NOTHING",
         )
         .map_err(db)?
@@ -63,10 +68,12 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
             new.pool.key(),
             new.pool.as_str(),
             codec::job_state_number(life.state),
-            exit_actions(&new.spec),
+            exit_actions(&spec),
             new.now.as_micros(),
             codec::encode_life(&life),
-            new.spec.encode_to_vec(),
+            spec.encode_to_vec(),
+            preparation,
+            release,
         ])
         .map_err(db)?;
     if inserted == 0 {
@@ -84,7 +91,7 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
         version: 1,
         created: new.now,
         last_modified: new.now,
-        spec: Arc::new(new.spec.clone()),
+        spec: Arc::new(spec),
     };
     connection
         .prepare_cached("INSERT INTO counts (job) VALUES (?1)")

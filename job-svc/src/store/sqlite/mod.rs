@@ -5,6 +5,7 @@
 //! puts them into one.
 
 mod jobs;
+mod nodes;
 mod schedule;
 mod tasks;
 
@@ -30,6 +31,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, sql: requests::SCHEMA },
     Migration { version: 3, sql: include_str!("../schema.sql") },
     Migration { version: 4, sql: include_str!("../needs.sql") },
+    Migration { version: 6, sql: include_str!("../job_nodes.sql") },
 ];
 
 /// See the module.
@@ -210,6 +212,10 @@ impl Store for SqliteStore {
 
     async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error> {
         self.database.read(move |connection| Ok(tasks::by_rows(connection, &rows)?)).await
+    }
+
+    async fn job_nodes(&self, job: u64, after: Option<(String, String)>, limit: u32) -> Result<Vec<JobNodeRow>, Error> {
+        self.database.read(move |connection| Ok(nodes::list(connection, job, after.as_ref(), limit)?)).await
     }
 
     async fn commit(&self, commit: Commit) -> Result<Vec<JobFate>, CommitError> {

@@ -112,6 +112,9 @@ fn write(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, Commit
         super::jobs::add_counts(connection, *job, delta)?;
     }
     outbox::append(connection, SERVICE, commit.events)?;
+    for write in &commit.job_nodes {
+        nodes::write(connection, &commit.account, write)?;
+    }
     let mut fates = Vec::with_capacity(commit.jobs.len());
     for job in &commit.jobs {
         fates.push(super::jobs::system_change(connection, job, commit.now)?);
@@ -143,6 +146,9 @@ pub(super) fn purge(connection: &Connection, job: u64, limit: u32) -> Result<usi
         statement.query_map(params![signed(job), limit], |row| row.get(0))?.collect::<Result<_, _>>()?;
     for row in &rows {
         tasks::remove(connection, unsigned(*row))?;
+    }
+    if rows.is_empty() {
+        return nodes::purge(connection, job, limit);
     }
     Ok(rows.len())
 }

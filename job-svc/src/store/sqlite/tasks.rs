@@ -60,7 +60,10 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
         return Ok(Answered::Before(answer));
     }
     let found = connection
-        .prepare_cached("SELECT id, pool_id, state, exit_actions, job_id FROM jobs WHERE account = ?1 AND job_key = ?2")
+        .prepare_cached(
+            "SELECT id, pool_id, state, exit_actions, job_id, preparation_key, release_key FROM jobs
+             WHERE account = ?1 AND job_key = ?2",
+        )
         .map_err(db)?
         .query_row(params![add.account.key(), add.job.key()], |row| {
             Ok((
@@ -69,11 +72,12 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
                 row.get::<_, u32>(2)?,
                 row.get::<_, bool>(3)?,
                 row.get::<_, String>(4)?,
+                [row.get::<_, Option<String>>(5)?, row.get(6)?],
             ))
         })
         .optional()
         .map_err(db)?;
-    let (job, pool, state, exit_actions, job_id) =
+    let (job, pool, state, exit_actions, job_id, reserved) =
         found.ok_or_else(|| Error::JobNotFound(add.job.as_str().to_owned()))?;
     codec::job_state(state)?.check_add()?;
     let pool = PoolId::parse(&pool).map_err(damaged)?;
@@ -117,6 +121,13 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
             continue;
         }
         let key = task.id.key();
+        if let Some(at) = reserved.iter().position(|reserved| reserved.as_deref() == Some(&*key)) {
+            let (what, reason) =
+                [("preparation", "TaskIdSameAsJobPreparationTask"), ("release", "TaskIdSameAsJobReleaseTask")][at];
+            let outcome = Err(Error::TaskIdReserved { id: id.clone(), what, reason });
+            results.push(AddResult { id, outcome });
+            continue;
+        }
         let written = if *key == id { None } else { Some(id.as_str()) };
         let inserted = insert
             .execute(params![
