@@ -15,8 +15,8 @@ pub mod error;
 pub mod etag;
 pub mod exit;
 pub mod job;
-pub mod needs;
 pub mod job_tasks;
+pub mod needs;
 pub mod spec;
 pub mod task;
 
