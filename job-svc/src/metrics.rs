@@ -21,6 +21,8 @@ pub struct Metrics {
     pub outbox: IntGauge,
     /// Nodes that were silent for too long.
     pub lease_expiries: IntCounter,
+    /// Kinds of tasks that were found to fit no node.
+    pub unschedulable: IntCounter,
     /// Times a scheduler had to read everything again.
     pub rebuilds: IntCounter,
 }
@@ -50,6 +52,10 @@ impl Metrics {
             )?,
             outbox: IntGauge::new("kiln_job_outbox_rows", "Rows that wait to be published")?,
             lease_expiries: IntCounter::new("kiln_node_lease_expiries_total", "Nodes that were silent for too long")?,
+            unschedulable: IntCounter::new(
+                "kiln_unschedulable_tasks_total",
+                "Kinds of tasks of a job that no node of the pool could run",
+            )?,
             rebuilds: IntCounter::new("kiln_scheduler_rebuilds_total", "Times a scheduler read everything again")?,
             registry,
         };
@@ -61,6 +67,7 @@ impl Metrics {
         registry.register(Box::new(metrics.outbox.clone()))?;
         registry.register(Box::new(metrics.lease_expiries.clone()))?;
         registry.register(Box::new(metrics.rebuilds.clone()))?;
+        registry.register(Box::new(metrics.unschedulable.clone()))?;
         Ok(metrics)
     }
 }

@@ -6,6 +6,7 @@
 
 mod add_tasks;
 pub mod convert;
+mod explain;
 mod jobs;
 mod lists;
 mod tasks;

@@ -1,4 +1,4 @@
-//! Tasks that exist: reading, changing, ending, deleting, explaining.
+//! Tasks that exist: reading, changing, ending, deleting.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::spec;
 use crate::domain::task::{Phase, TaskState};
-use crate::scheduler::core::{Refused, WaitReason};
+use crate::scheduler::core::Refused;
 use crate::scheduler::note::{Command, Note};
 use crate::store::{Answered, Deleted, JobRow, NewAnswer, Request, TaskRow, TaskUpdate};
 
@@ -39,7 +39,7 @@ impl Api {
         Ok(wire::GetTaskResponse { task: Some(convert::task(&job, &task)?) })
     }
 
-    async fn find(&self, account: &AccountName, job: &str, task: &str) -> Result<(JobRow, TaskRow), Error> {
+    pub(super) async fn find(&self, account: &AccountName, job: &str, task: &str) -> Result<(JobRow, TaskRow), Error> {
         let job = job_id(job)?;
         let task = task_id(&job, task)?;
         self.store.task(account, &job, &task).await
@@ -255,49 +255,6 @@ impl Api {
         let latest = task.task.latest_attempt().map(|latest| convert::latest_attempt(&latest));
         attempts.extend(latest.filter(|latest| latest.number > after));
         Ok(wire::ListAttemptsResponse { attempts, next_page_token: String::new() })
-    }
-
-    pub(super) async fn explain_task(
-        &self,
-        account: AccountName,
-        request: wire::ExplainTaskRequest,
-    ) -> Answer<wire::ExplainTaskResponse> {
-        let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
-        let needs = task.facts.needs;
-        let slots = needs.slots;
-        let explain = |reason: &str, message: String| wire::ExplainTaskResponse {
-            reason: reason.to_owned(),
-            message,
-            never: false,
-            details: Vec::new(),
-        };
-        if task.task.state.phase() != Phase::Active {
-            return Ok(explain("NotWaiting", "The task does not wait: it runs or has completed.".to_owned()));
-        }
-        let (reply, answer) = oneshot::channel();
-        let note = Note::Explain { job: job.row, row: task.row, needs, reply };
-        self.registry.tell(&account, &job.pool, note).await;
-        let state = job.life.state.name();
-        let reason = answer.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
-        Ok(match reason {
-            _ if job.life.state != JobState::Active => {
-                explain("JobNotActive", format!("The job is {state}; tasks run while it is active."))
-            }
-            WaitReason::NotWaiting => explain("NotWaiting", "The task is being assigned just now.".to_owned()),
-            WaitReason::JobNotActive => explain("JobNotActive", "The job's state is changing.".to_owned()),
-            WaitReason::NoNodes => {
-                explain("NoNodes", format!("No node of pool {} takes tasks at the moment.", job.pool))
-            }
-            WaitReason::RequiredSlotsTooLarge { largest } => explain(
-                "RequiredSlotsTooLarge",
-                format!("The task needs {slots} slots; the largest node of pool {} has {largest}.", job.pool),
-            ),
-            WaitReason::MaxParallelTasks => {
-                explain("MaxParallelTasks", "The job runs as many tasks as its maxParallelTasks allows.".to_owned())
-            }
-            WaitReason::NoFreeSlots => explain("NoFreeSlots", format!("No node has {slots} free slots at the moment.")),
-            WaitReason::BehindOthers => explain("BehindOthers", "Other tasks go first.".to_owned()),
-        })
     }
 
     /// Nothing has instances yet.

@@ -8,7 +8,7 @@ use kiln_proto::time::{duration, timestamp};
 use prost::Message;
 
 use super::actor::{Actor, Broken, MAX_PURGED};
-use super::core::{Effects, Input, JobKey, Row, Send};
+use super::core::{Effects, Input, JobKey, Row, Send, WaitReason};
 use super::intake::foreign;
 use crate::domain::spec::INHERIT_RETRIES;
 use crate::domain::task::{Phase, TaskEvent, TaskState, retry_follows};
@@ -28,6 +28,10 @@ impl Actor {
         }
         for (row, job) in fx.deleted.drain(..) {
             self.remove(row, job, now.wall)?;
+            touched.push(row);
+        }
+        for (row, job, reason) in fx.unschedulable.drain(..) {
+            self.tell_unschedulable(row, job, reason, now.wall);
             touched.push(row);
         }
         touched.append(&mut fx.forget);
@@ -84,6 +88,7 @@ impl Actor {
         let mut missing: Vec<Row> = Vec::new();
         let mut asked: HashSet<Row> = HashSet::new();
         let rows = fx.tasks.iter().map(|(row, _, _)| *row).chain(fx.deleted.iter().map(|(row, _)| *row));
+        let rows = rows.chain(fx.unschedulable.iter().map(|(row, _, _)| *row));
         for row in rows {
             if self.live.contains_key(&row) || !asked.insert(row) {
                 continue;
@@ -161,6 +166,27 @@ impl Actor {
             }
         }
         Ok(())
+    }
+
+    /// Says that no node of the pool could run tasks like this one.
+    fn tell_unschedulable(&mut self, row: Row, job: JobKey, reason: WaitReason, now: kiln_time::Timestamp) {
+        let (Some(task), Some(info)) = (self.live.get(&row), self.jobs.get(&job)) else { return };
+        let names = TaskNames {
+            account: &self.account,
+            pool: &self.pool,
+            job: &info.job,
+            task: &task.id,
+            slots: task.facts.needs.slots,
+            traceparent: &task.traceparent,
+        };
+        let phase = Some(task.task.state.phase());
+        let event = events::task(names, "job.task.unschedulable", phase, &task.task, None, reason.code(), now);
+        self.batch.commit.events.push(event);
+        self.context.metrics.unschedulable.inc();
+        tracing::warn!(
+            account = %self.account, pool.id = %self.pool, job.id = %info.job, task.id = %task.id,
+            reason = reason.code(), "no node of the pool could run this task and others of its job like it"
+        );
     }
 
     fn remove(&mut self, row: Row, job: JobKey, now: kiln_time::Timestamp) -> Result<(), Broken> {

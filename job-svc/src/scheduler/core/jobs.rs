@@ -109,7 +109,11 @@ impl Core {
         self.waiting += 1;
         match self.shapes.enter(&task.needs) {
             Some(shape) => {
-                job.ready.entry(shape).or_default().insert(task.row, waiting);
+                let bucket = job.ready.entry(shape).or_default();
+                if bucket.is_empty() && !job.reported.contains(&shape) {
+                    self.unjudged.insert((key, shape));
+                }
+                bucket.insert(task.row, waiting);
             }
             None => {
                 self.parked.insert(task.row, (key, task));
@@ -141,6 +145,7 @@ impl Core {
         let waiting = bucket.remove(&row)?;
         if bucket.is_empty() {
             job.ready.remove(&shape);
+            job.reported.retain(|reported| *reported != shape);
         }
         job.ready_count -= 1;
         self.waiting -= 1;
@@ -278,6 +283,7 @@ impl Core {
                 self.waiting -= job.ready_count;
                 job.ready_count = 0;
                 let ready = std::mem::take(&mut job.ready);
+                job.reported.clear();
                 self.forget_waiting(key, ready);
                 for row in self.rows_of(key) {
                     self.terminate_live(row, fx);
@@ -422,6 +428,7 @@ impl Job {
             served: 0,
             queued: None,
             queued_shapes: Vec::new(),
+            reported: Vec::new(),
             pending: false,
             asked_to_complete: false,
             more_to_come: false,

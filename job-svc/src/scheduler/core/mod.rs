@@ -9,6 +9,7 @@
 //! - [`jobs`]: waiting tasks and the states of jobs;
 //! - [`nodes`]: agents, leases, attempts that run;
 //! - [`place`]: which task runs where;
+//! - [`explain`]: why tasks wait, and which wait for ever;
 //! - [`shapes`]: the different needs of tasks that wait.
 //!
 //! Rules that hold after every step ([`Core::check`] tests them):
@@ -22,6 +23,10 @@
 //!   that was activated again waits for a word of its former node
 //!   ([`Input::Held`]).
 
+mod check;
+mod explain;
+#[cfg(test)]
+mod explain_tests;
 mod jobs;
 mod nodes;
 mod place;
@@ -44,7 +49,7 @@ use crate::domain::needs::{Capacity, Held, Needs};
 use crate::domain::task::{AttemptEnd, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
-pub use place::WaitReason;
+pub use explain::WaitReason;
 use shapes::{Shape, Shapes};
 
 /// Row of a task in the store.
@@ -354,6 +359,8 @@ pub struct Effects {
     pub grants: Vec<(Conn, u64)>,
     /// Streams to close; needs no commit.
     pub close: Vec<Conn>,
+    /// Tasks that wait and that no node could run, as the oldest of their kind.
+    pub unschedulable: Vec<(Row, JobKey, WaitReason)>,
     /// Nodes whose lease ran out, for logs and metrics.
     pub expired: Vec<Arc<NodeId>>,
 }
@@ -376,6 +383,8 @@ struct Job {
     /// Where it is in `eligible`, and under which shapes.
     queued: Option<Order>,
     queued_shapes: Vec<Shape>,
+    /// Needs of waiting tasks that no node could run and that were told of.
+    reported: Vec<Shape>,
     /// A [`JobWrite`] is under way.
     pending: bool,
     asked_to_complete: bool,
@@ -483,6 +492,11 @@ pub struct Core {
     shapes: Shapes,
     /// Tasks that wait with needs too different from all that are considered.
     parked: BTreeMap<Row, (JobKey, ReadyTask)>,
+    /// Needs that are new in their job: no one has looked whether a node could
+    /// ever run them.
+    unjudged: BTreeSet<(JobKey, Shape)>,
+    /// A node has gone or changed: look at all of them.
+    judge_all: bool,
     timers: BTreeSet<(Duration, Timer)>,
     /// Tasks that wait, of all jobs.
     waiting: usize,
@@ -510,6 +524,8 @@ impl Core {
             after: HashMap::new(),
             shapes: Shapes::default(),
             parked: BTreeMap::new(),
+            unjudged: BTreeSet::new(),
+            judge_all: false,
             timers: BTreeSet::new(),
             waiting: 0,
             served: 0,

@@ -1,6 +1,7 @@
 //! Agents, their leases, and the attempts they run.
 
 use super::*;
+use crate::domain::needs::Resource;
 use crate::domain::spec::{INHERIT_RETRIES, affinity_hash};
 use crate::domain::task::{EndCause, MAX_INTERNAL_RETRIES, Verdict, judge};
 
@@ -201,9 +202,11 @@ impl Core {
     pub(super) fn set_status(&mut self, conn: Conn, status: NodeStatus, now: Now, fx: &mut Effects) {
         let Some(index) = self.by_conn.get(&conn).copied() else { return };
         let Some(node) = self.node(index) else { return };
+        let less = node.status.has_more_than(&status);
         node.status = status;
         node.overbooked = !node.has_what_it_holds();
         let rows = if status.accepting { Vec::new() } else { node.rows.clone() };
+        self.judge_all |= less;
         self.pack = status.pack;
         if self.by_creation != status.by_creation {
             self.by_creation = status.by_creation;
@@ -288,6 +291,7 @@ impl Core {
             self.timers.remove(&(lease_end, Timer::Lease(index)));
         }
         self.timers.retain(|(_, timer)| *timer != Timer::Lease(index));
+        self.judge_all = true;
         self.nodes[index as usize] = None;
         self.unused.push(index);
     }
@@ -493,6 +497,16 @@ impl Core {
         if let Some(new) = wanted {
             self.free.insert((new, index));
         }
+    }
+}
+
+impl NodeStatus {
+    /// Whether there is something that only this one could run.
+    fn has_more_than(&self, other: &Self) -> bool {
+        let more = |resource| self.capacity.amount(resource) > other.capacity.amount(resource);
+        // A node that was not heard of could run nothing.
+        self.slots > 0
+            && (self.slots > other.slots || (self.dedicated && !other.dedicated) || Resource::ALL.into_iter().any(more))
     }
 }
 

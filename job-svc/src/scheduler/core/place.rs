@@ -12,31 +12,14 @@
 use super::shapes::Room;
 use super::*;
 
-/// Why a waiting task does not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum WaitReason {
-    /// The scheduler does not have it.
-    NotWaiting,
-    /// Its job places nothing at the moment.
-    JobNotActive,
-    /// No node of the pool takes tasks.
-    NoNodes,
-    /// It needs more slots than any node has.
-    RequiredSlotsTooLarge {
-        /// Slots of the largest node.
-        largest: u16,
-    },
-    /// The job runs as many tasks as it may.
-    MaxParallelTasks,
-    /// All slots are taken.
-    NoFreeSlots,
-    /// Others go first.
-    BehindOthers,
-}
-
 impl Core {
     /// Fills free slots.
     pub fn place(&mut self, fx: &mut Effects) {
+        self.fill(fx);
+        self.report_hopeless(fx);
+    }
+
+    fn fill(&mut self, fx: &mut Effects) {
         while let Some((most, _)) = self.free.last().copied() {
             let Some(key) = self.next_job(most) else { return };
             let Some((shape, row)) = self.oldest_fitting(key, most) else { return };
@@ -122,94 +105,5 @@ impl Core {
         };
         self.shapes.limit(shape, found.clone());
         found
-    }
-
-    /// Why a task does not run.
-    pub fn explain(&self, key: JobKey, row: Row, needs: &Needs) -> WaitReason {
-        let slots = needs.slots;
-        let Some(job) = self.jobs.get(&key) else { return WaitReason::NotWaiting };
-        if job.view.state != JobState::Active || job.pending {
-            return WaitReason::JobNotActive;
-        }
-        if !self.waits(key, needs, row) {
-            return WaitReason::NotWaiting;
-        }
-        let usable = self.nodes.iter().flatten().filter(|node| node.conn.is_some() && node.status.accepting);
-        match usable.map(|node| node.status.slots).max() {
-            None => WaitReason::NoNodes,
-            Some(largest) if largest < slots => WaitReason::RequiredSlotsTooLarge { largest },
-            Some(_) if job.view.max_parallel.is_some_and(|max| job.running >= max) => WaitReason::MaxParallelTasks,
-            Some(_) if self.free.last().is_none_or(|(free, _)| *free < slots) => WaitReason::NoFreeSlots,
-            Some(_) => WaitReason::BehindOthers,
-        }
-    }
-
-    /// Tests the rules that hold after every step.
-    ///
-    /// # Errors
-    /// Which rule is broken.
-    pub fn check(&self) -> Result<(), String> {
-        for (index, node) in self.nodes.iter().enumerate() {
-            let Some(node) = node else { continue };
-            let mut held = Held::default();
-            for row in &node.rows {
-                let live = self.live.get(row).ok_or_else(|| format!("row {row} on a node is not live"))?;
-                if live.node as usize != index {
-                    return Err(format!("row {row} is on two nodes"));
-                }
-                held.add(&live.needs);
-            }
-            if held != node.held {
-                return Err(format!("node {} holds {held:?}, not {:?}", node.name, node.held));
-            }
-            if node.conn.is_some() && !node.overbooked && !node.has_what_it_holds() {
-                return Err(format!("node {} holds more than it has: {held:?} of {:?}", node.name, node.status));
-            }
-        }
-        for (row, live) in &self.live {
-            let node = self.nodes.get(live.node as usize).and_then(Option::as_ref);
-            if !node.is_some_and(|node| node.rows.contains(row)) {
-                return Err(format!("live row {row} is on no node"));
-            }
-        }
-        for (key, job) in &self.jobs {
-            let of_job = |zombie: bool| {
-                self.live.values().filter(|live| live.job == *key && (live.phase == Phase::Zombie) == zombie).count()
-            };
-            if of_job(false) != job.running as usize || of_job(true) != job.zombies as usize {
-                return Err(format!("job {key} counts its attempts wrongly"));
-            }
-            let ready: usize = job.ready.values().map(BTreeMap::len).sum();
-            let ready = ready + self.parked.values().filter(|(job, _)| job == key).count();
-            if ready != job.ready_count {
-                return Err(format!("job {key} counts its waiting tasks wrongly"));
-            }
-            for row in job.ready.values().flat_map(BTreeMap::keys) {
-                if self.live.contains_key(row) {
-                    return Err(format!("row {row} waits and runs"));
-                }
-            }
-        }
-        self.check_shapes()
-    }
-    fn check_shapes(&self) -> Result<(), String> {
-        for (shape, waiting) in self.shapes.counts() {
-            let ready: usize = self.jobs.values().filter_map(|job| job.ready.get(&shape)).map(BTreeMap::len).sum();
-            if ready != waiting as usize {
-                return Err(format!("{shape:?} is waited for by {ready}, not {waiting}"));
-            }
-            // Whoever is not tried must not fit.
-            let Some(needs) = self.shapes.needs(shape) else { continue };
-            let fits = |node: &&Node| node.fits(&needs);
-            if !self.shapes.may_fit(shape, u16::MAX)
-                && self.nodes.iter().flatten().filter(fits).count() >= usize::from(needs.instances)
-            {
-                return Err(format!("{shape:?} ({needs:?}) has room and is not tried"));
-            }
-        }
-        if !self.parked.is_empty() && self.shapes.counts().count() < shapes::MAX_SHAPES {
-            return Err("a task is kept out though there is a place for its needs".to_owned());
-        }
-        Ok(())
     }
 }

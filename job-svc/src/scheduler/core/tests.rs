@@ -67,11 +67,11 @@ fn core_with(nodes: &[u16]) -> (Core, Effects) {
     (core, fx)
 }
 
-fn now() -> Now {
+pub(super) fn now() -> Now {
     Now { wall: Timestamp::from_micros(1), mono: Duration::ZERO }
 }
 
-fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
+pub(super) fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
     core.step(Input::Loaded { view, ready, running: Vec::new() }, now(), &mut Effects::default());
 }
 
@@ -140,14 +140,14 @@ fn a_wide_task_does_not_block_narrow_ones_and_limits_hold() {
 }
 
 /// A node with resources.
-fn rich_node(core: &mut Core, at: usize, status: NodeStatus) -> Conn {
+pub(super) fn rich_node(core: &mut Core, at: usize, status: NodeStatus) -> Conn {
     let conn = at as u64 + 1;
     let hello = Input::Hello { conn, node: name(at), incarnation: "1".into(), stream: 0, status, seen: Vec::new() };
     core.step(hello, now(), &mut Effects::default());
     conn
 }
 
-fn end_of(core: &mut Core, conn: Conn, row: Row) {
+pub(super) fn end_of(core: &mut Core, conn: Conn, row: Row) {
     let end = AttemptEnd {
         start: None,
         end: Timestamp::from_micros(1),
@@ -160,7 +160,7 @@ fn end_of(core: &mut Core, conn: Conn, row: Row) {
     core.step(input, now(), &mut Effects::default());
 }
 
-fn placed_rows(core: &mut Core) -> Vec<(Row, String)> {
+pub(super) fn placed_rows(core: &mut Core) -> Vec<(Row, String)> {
     let mut fx = Effects::default();
     core.place(&mut fx);
     core.check().unwrap();

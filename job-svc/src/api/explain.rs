@@ -1,0 +1,93 @@
+//! Why a task waits, in words.
+
+use kiln_ids::AccountName;
+use kiln_proto::common::v1::NameValue;
+use kiln_proto::job::v1 as wire;
+use tokio::sync::oneshot;
+
+use super::{Answer, Api};
+use crate::domain::Error;
+use crate::domain::job::JobState;
+use crate::domain::needs::Needs;
+use crate::domain::task::Phase;
+use crate::scheduler::core::WaitReason;
+use crate::scheduler::note::Note;
+use crate::store::JobRow;
+
+impl Api {
+    pub(super) async fn explain_task(
+        &self,
+        account: AccountName,
+        request: wire::ExplainTaskRequest,
+    ) -> Answer<wire::ExplainTaskResponse> {
+        let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+        if task.task.state.phase() != Phase::Active {
+            let message = "The task does not wait: it runs or has completed.".to_owned();
+            return Ok(answer(WaitReason::NotWaiting, message, Vec::new()));
+        }
+        if job.life.state != JobState::Active {
+            let message = format!("The job is {}; tasks run while it is active.", job.life.state.name());
+            return Ok(answer(WaitReason::JobNotActive, message, Vec::new()));
+        }
+        let needs = task.facts.needs;
+        let (reply, answered) = oneshot::channel();
+        self.registry.tell(&account, &job.pool, Note::Explain { job: job.row, row: task.row, needs, reply }).await;
+        let reason = answered.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
+        Ok(in_words(reason, &job, &needs))
+    }
+}
+
+fn answer(reason: WaitReason, message: String, details: Vec<NameValue>) -> wire::ExplainTaskResponse {
+    wire::ExplainTaskResponse { reason: reason.code().to_owned(), message, never: reason.is_for_ever(), details }
+}
+
+fn detail(name: &str, value: impl ToString) -> NameValue {
+    NameValue { name: name.to_owned(), value: value.to_string() }
+}
+
+fn in_words(reason: WaitReason, job: &JobRow, needs: &Needs) -> wire::ExplainTaskResponse {
+    let (pool, slots, instances) = (&job.pool, needs.slots, needs.instances);
+    let (message, details) = match reason {
+        WaitReason::NotWaiting => ("The task is being assigned just now.".to_owned(), Vec::new()),
+        WaitReason::JobNotActive => ("The job's state is changing.".to_owned(), Vec::new()),
+        WaitReason::NoNodes => (format!("No node of pool {pool} takes tasks at the moment."), Vec::new()),
+        WaitReason::RequiredSlotsTooLarge { largest } => (
+            format!("The task needs {slots} slots; the largest node of pool {pool} has {largest}."),
+            vec![detail("needed", slots), detail("largest", largest)],
+        ),
+        WaitReason::ResourcesTooLarge { resource, largest } => {
+            let (name, needed) = (resource.name(), needs.amount(resource));
+            (
+                format!("The task needs {name} {needed}; the most that a node of pool {pool} has for it is {largest}."),
+                vec![detail("resource", name), detail("needed", needed), detail("largest", largest)],
+            )
+        }
+        WaitReason::NoDedicatedNode => (format!("The task wants a dedicated node; pool {pool} has none."), Vec::new()),
+        WaitReason::TooFewNodes { fitting } => (
+            format!("The task has {instances} instances; pool {pool} has {fitting} nodes for them."),
+            vec![detail("needed", instances), detail("fitting", fitting)],
+        ),
+        WaitReason::MaxParallelTasks => {
+            ("The job runs as many tasks as its maxParallelTasks allows.".to_owned(), Vec::new())
+        }
+        WaitReason::NoFreeSlots if instances > 1 => (
+            format!("No {instances} nodes have {slots} free slots at the same time."),
+            vec![detail("needed", slots), detail("instances", instances)],
+        ),
+        WaitReason::NoFreeSlots => {
+            (format!("No node has {slots} free slots at the moment."), vec![detail("needed", slots)])
+        }
+        WaitReason::NoFreeResources { resource } => {
+            let (name, needed) = (resource.name(), needs.amount(resource));
+            (
+                format!("No node with free slots has {name} {needed} left at the moment."),
+                vec![detail("resource", name), detail("needed", needed)],
+            )
+        }
+        WaitReason::NoEmptyNode => {
+            ("The task wants a node for itself; something runs on each at the moment.".to_owned(), Vec::new())
+        }
+        WaitReason::BehindOthers => ("Other tasks go first.".to_owned(), Vec::new()),
+    };
+    answer(reason, message, details)
+}
