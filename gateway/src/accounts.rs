@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use kiln_auth::SecretKey;
 use kiln_auth::token::{self, Principal};
 use kiln_error::Error;
 use kiln_ids::AccountName;
@@ -17,15 +18,27 @@ use tokio::time::Instant;
 
 use crate::domain::Account;
 use crate::domain::shared_key::failed;
+use crate::rights::JobScope;
 use crate::store::AccountStore;
 
 /// How long an entry is believed.
 const KEEP: Duration = Duration::from_secs(30);
 
+/// Who calls.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Whose resources the call is about.
+    pub account: Arc<Account>,
+    /// Of a task's call: the only job it may work on.
+    pub job: Option<JobScope>,
+}
+
 /// The accounts of the deployment; clones share the memory.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     store: Arc<dyn AccountStore>,
+    /// Signs the tokens of tasks.
+    cluster_key: Arc<SecretKey>,
     memory: Arc<RwLock<Memory>>,
 }
 
@@ -38,8 +51,8 @@ struct Memory {
 
 impl Accounts {
     /// Keeps what `store` has in memory as it is asked for.
-    pub fn new(store: Arc<dyn AccountStore>) -> Self {
-        Self { store, memory: Arc::default() }
+    pub fn new(store: Arc<dyn AccountStore>, cluster_key: Arc<SecretKey>) -> Self {
+        Self { store, cluster_key, memory: Arc::default() }
     }
 
     /// The account of that name, if there is one.
@@ -82,24 +95,33 @@ impl Accounts {
         Ok(written?)
     }
 
-    /// The account whose user made the bearer token.
+    /// Who the bearer token is of: a user of an account, who made it with the
+    /// account's key, or a task, whose job-svc made it with the cluster key.
     ///
     /// # Errors
     /// `AuthenticationFailed` if the token is not good.
-    pub async fn authenticate_bearer(&self, token: &str, now_seconds: i64) -> Result<Arc<Account>, Error> {
+    pub async fn authenticate_bearer(&self, token: &str, now_seconds: i64) -> Result<Caller, Error> {
         let claims = token::peek(token).map_err(|error| failed(error.to_string()))?;
-        let Principal::Account { account } = claims.principal else {
-            return Err(failed("this token is not one of an account"));
-        };
-        let account = self.get(&account).await?.ok_or_else(|| failed("the account does not exist"))?;
-        token::verify(token, account.keys(), now_seconds).map_err(|error| failed(error.to_string()))?;
-        Ok(account)
+        match claims.principal {
+            Principal::Account { account } => {
+                let account = self.get(&account).await?.ok_or_else(|| failed("the account does not exist"))?;
+                token::verify(token, account.keys(), now_seconds).map_err(|error| failed(error.to_string()))?;
+                Ok(Caller { account, job: None })
+            }
+            Principal::Job { account, job, created_micros } => {
+                token::verify(token, [&*self.cluster_key], now_seconds).map_err(|error| failed(error.to_string()))?;
+                let account = self.get(&account).await?.ok_or_else(|| failed("the account does not exist"))?;
+                Ok(Caller { account, job: Some(JobScope { job, created_micros }) })
+            }
+            Principal::Service { .. } | Principal::Join { .. } | Principal::Node { .. } => {
+                Err(failed("this token is not one of an account or of a task"))
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use kiln_auth::SecretKey;
     use kiln_auth::token::Claims;
 
     use super::*;
@@ -118,7 +140,7 @@ mod tests {
     async fn replaced_keys_are_void_at_once() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
-        let accounts = Accounts::new(Arc::new(store));
+        let accounts = Accounts::new(Arc::new(store), Arc::new(SecretKey::generate()));
         assert!(accounts.get("demo").await.unwrap().is_none());
         assert!(accounts.get("no/name").await.unwrap().is_none());
 
@@ -126,7 +148,7 @@ mod tests {
         accounts.put(&first).await.unwrap();
         for key in first.keys() {
             let found = accounts.authenticate_bearer(&token(key, "DEMO", 1000), 900).await.unwrap();
-            assert_eq!(*found, first);
+            assert_eq!((&*found.account, found.job), (&first, None));
         }
         let old = token(&first.key1, "demo", 1000);
         assert!(accounts.authenticate_bearer(&old, 2000).await.is_err());
@@ -142,7 +164,7 @@ mod tests {
     async fn tokens_of_others_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
-        let accounts = Accounts::new(Arc::new(store));
+        let accounts = Accounts::new(Arc::new(store), Arc::new(SecretKey::generate()));
         let demo = account("demo");
         accounts.put(&demo).await.unwrap();
         accounts.put(&account("other")).await.unwrap();
@@ -151,5 +173,26 @@ mod tests {
         let service = Claims { principal: Principal::Service { name: "x".into() }, expires: 1000 };
         assert!(accounts.authenticate_bearer(&token::mint(&demo.key1, &service), 900).await.is_err());
         assert!(accounts.authenticate_bearer("kiln1.rubbish", 900).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn tokens_of_tasks_are_signed_with_the_cluster_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
+        let cluster_key = Arc::new(SecretKey::generate());
+        let accounts = Accounts::new(Arc::new(store), cluster_key.clone());
+        let demo = account("demo");
+        accounts.put(&demo).await.unwrap();
+        let of_job = |key: &SecretKey, account: &str| {
+            let principal = Principal::Job { account: account.into(), job: "j".into(), created_micros: 5 };
+            token::mint(key, &Claims { principal, expires: 1000 })
+        };
+        let caller = accounts.authenticate_bearer(&of_job(&cluster_key, "demo"), 900).await.unwrap();
+        assert_eq!(*caller.account, demo);
+        assert_eq!(caller.job, Some(JobScope { job: "j".into(), created_micros: 5 }));
+        // A user cannot make one, nor does it live on for ever, nor without its account.
+        assert!(accounts.authenticate_bearer(&of_job(&demo.key1, "demo"), 900).await.is_err());
+        assert!(accounts.authenticate_bearer(&of_job(&cluster_key, "demo"), 2000).await.is_err());
+        assert!(accounts.authenticate_bearer(&of_job(&cluster_key, "gone"), 900).await.is_err());
     }
 }

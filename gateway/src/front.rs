@@ -19,16 +19,17 @@ use tonic::Status;
 use tower::ServiceExt;
 use tracing::Instrument;
 
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, Caller};
 use crate::backend::{Backends, Service};
-use crate::domain::Account;
 use crate::domain::shared_key::failed;
+use crate::job_access;
 use crate::limit::AccountLimits;
 use crate::metrics::Metrics;
 use crate::proxy;
 use crate::rest::Rest;
 
-/// Services of the gateway that users call with their account's token.
+/// Services of the gateway that users call with their account's token (of these
+/// the files of tasks also with a task's).
 const OWN_SERVICES: [&str; 3] =
     ["kiln.gateway.v1.AccountService", "kiln.gateway.v1.TaskFileService", "kiln.gateway.v1.WorkflowService"];
 /// Its requests have all tasks of a workflow, up to 64 MiB, and are read whole.
@@ -126,8 +127,16 @@ impl Inner {
         if backend.is_none() && !OWN_SERVICES.contains(&service) {
             return Err(Error::new(Kind::Unimplemented, "NotImplemented", format!("there is no method {path} here")));
         }
-        let account = self.authenticate(request.headers()).await?;
+        let Caller { account, job } = self.authenticate(request.headers()).await?;
         let place = self.limits.enter(&account)?;
+        let mut refusal = None;
+        if let Some(scope) = job {
+            let account = account.name.as_str().to_owned();
+            let limited = job_access::limit(request, self.backends.clone(), account, scope);
+            let (limited, early) = Box::pin(limited).await?;
+            request = limited;
+            refusal = Some(early);
+        }
         // Until the head of the answer: then the request has been read.
         let _large = (service == LARGE_SERVICE).then(|| self.large.enter(&account)).transpose()?;
         proxy::speak_for(request.headers_mut(), &account, self.backends.auth())?;
@@ -146,10 +155,14 @@ impl Inner {
             }
             None => self.local_answer(request).await,
         };
+        let response = match refusal {
+            Some(refusal) => refusal.apply(response),
+            None => response,
+        };
         Ok((response, Some(place)))
     }
 
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<Arc<Account>, Error> {
+    async fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Error> {
         let bearer = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -171,7 +184,7 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// `/package.Service/Method` of every contract.
-fn known_methods() -> HashSet<String> {
+pub(crate) fn known_methods() -> HashSet<String> {
     let Ok(descriptors) = prost_types::FileDescriptorSet::decode(kiln_proto::FILE_DESCRIPTOR_SET) else {
         // Built by our own build script; without it metrics lose their labels.
         tracing::warn!("the descriptors of the contracts cannot be read");

@@ -14,6 +14,7 @@
 //! - [`domain`]: accounts, string-to-sign; no I/O;
 //! - [`store`]: accounts on disk; [`accounts`]: their keys in memory;
 //! - [`backend`]: channels to the services behind; [`proxy`]: gRPC pass-through;
+//! - [`rights`]: what tokens of tasks open; [`job_access`]: calls with them;
 //! - [`limit`]: how many requests an account may have open;
 //! - [`front`]: decides which of all these answers a request;
 //! - [`task_file`]: finds the node that has the files of a task;
@@ -29,10 +30,12 @@ pub mod backend;
 pub mod config;
 pub mod domain;
 pub mod front;
+pub mod job_access;
 pub mod limit;
 pub mod metrics;
 pub mod proxy;
 pub mod rest;
+pub mod rights;
 pub mod store;
 pub mod task_file;
 
@@ -57,7 +60,8 @@ use store::sqlite::SqliteStore;
 /// What the process gives the gateway.
 #[derive(Debug, Clone)]
 pub struct Deps {
-    /// Signs the gateway's own calls and checks those of other services.
+    /// Signs the gateway's own calls, checks those of other services and the
+    /// tokens of tasks.
     pub cluster_key: Arc<SecretKey>,
 }
 
@@ -70,7 +74,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         .await
         .with_context(|| format!("data directory {}", config.data_dir.display()))?;
     let store = SqliteStore::open(&config.data_dir.join("gateway.db")).await.context("gateway store")?;
-    let accounts = Accounts::new(Arc::new(store));
+    let accounts = Accounts::new(Arc::new(store), deps.cluster_key.clone());
     let auth = ServiceAuth::new("gateway", deps.cluster_key.clone());
     let backends = Backends::connect(&config, auth)?;
     let metrics = Metrics::new()?;

@@ -1,21 +1,19 @@
-//! Who calls: `SharedKey` as clients of the dialect sign, or our bearer tokens.
-
-use std::sync::Arc;
+//! Who calls: `SharedKey` as clients of the dialect sign, or our bearer tokens,
+//! of accounts and of tasks.
 
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use kiln_error::Error;
 use kiln_time::Timestamp;
 
-use crate::accounts::Accounts;
-use crate::domain::Account;
+use crate::accounts::{Accounts, Caller};
 use crate::domain::shared_key::{self, Signed, failed};
 
-/// The account whose key or token the request carries.
+/// The account, or the task, whose key or token the request carries.
 ///
 /// # Errors
 /// `AuthenticationFailed`, `InvalidAuthenticationInfo`.
-pub async fn authenticate(accounts: &Accounts, parts: &Parts, now: Timestamp) -> Result<Arc<Account>, Error> {
+pub async fn authenticate(accounts: &Accounts, parts: &Parts, now: Timestamp) -> Result<Caller, Error> {
     let authorization =
         parts.headers.get(AUTHORIZATION).ok_or_else(|| failed("an Authorization header is required"))?;
     let authorization = authorization.to_str().unwrap_or_default();
@@ -31,5 +29,5 @@ pub async fn authenticate(accounts: &Accounts, parts: &Parts, now: Timestamp) ->
         headers: &parts.headers,
     };
     shared_key::verify(signed, name, signature, &account.keys(), now)?;
-    Ok(account)
+    Ok(Caller { account, job: None })
 }

@@ -53,9 +53,10 @@ use kiln_telemetry::propagation;
 use kiln_time::Timestamp;
 use tracing::Instrument;
 
-use crate::accounts::Accounts;
+use crate::accounts::{Accounts, Caller};
 use crate::backend::Backends;
 use crate::config::Config;
+use crate::job_access;
 use crate::limit::AccountLimits;
 use crate::metrics::Metrics;
 
@@ -140,14 +141,17 @@ impl Rest {
     ) -> Result<Reply, Error> {
         let prepared = async {
             let (operation, arguments) = routed?;
-            let account = auth::authenticate(&self.inner.accounts, parts, Timestamp::now()).await?;
+            let Caller { account, job } = auth::authenticate(&self.inner.accounts, parts, Timestamp::now()).await?;
             tracing::Span::current().record("account", account.name.as_str());
+            if let Some(scope) = &job {
+                scope.check_operation(operation, arguments.first().map(String::as_str))?;
+            }
             let place = self.inner.limits.enter(&account)?;
             let query = Query::parse(parts.uri.query().unwrap_or_default());
             let version = Version::parse(query.require("api-version")?)?;
-            Ok((operation, arguments, account, place, query, version))
+            Ok((operation, arguments, account, job, place, query, version))
         };
-        let (operation, arguments, account, place, query, version) = match prepared.await {
+        let (operation, arguments, account, job, place, query, version) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => {
                 drain(body).await;
@@ -172,7 +176,13 @@ impl Rest {
             headers: parts.headers.clone(),
             body,
         };
-        tokio::time::timeout(ANSWER_TIME, Box::pin(dispatch(operation, &call)))
+        let answer = async {
+            if let Some(scope) = &job {
+                job_access::check_job(&call.backends, call.account.name.as_str(), scope).await?;
+            }
+            dispatch(operation, &call).await
+        };
+        tokio::time::timeout(ANSWER_TIME, Box::pin(answer))
             .await
             .map_err(|_| late("the service did not answer in time; it may or may not have happened"))?
     }

@@ -73,6 +73,74 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether it is about one job, or its tasks, and nothing else; then the
+    /// first variable segment of its path is the job's id.
+    pub fn of_one_job(self) -> bool {
+        match self {
+            Self::JobGet
+            | Self::JobPatch
+            | Self::JobPut
+            | Self::JobDelete
+            | Self::JobDisable
+            | Self::JobEnable
+            | Self::JobTerminate
+            | Self::JobTaskCounts
+            | Self::JobPrepRelease
+            | Self::TaskAdd
+            | Self::TaskAddCollection
+            | Self::TaskList
+            | Self::TaskGet
+            | Self::TaskPut
+            | Self::TaskDelete
+            | Self::TaskTerminate
+            | Self::TaskReactivate
+            | Self::TaskSubtasks
+            | Self::TaskFileList
+            | Self::TaskFileGet
+            | Self::TaskFileHead
+            | Self::TaskFileDelete => true,
+            Self::ApplicationList
+            | Self::ApplicationGet
+            | Self::SupportedImages
+            | Self::NodeAgentSkus
+            | Self::NodeCounts
+            | Self::PoolAdd
+            | Self::PoolList
+            | Self::PoolGet
+            | Self::PoolExists
+            | Self::PoolDelete
+            | Self::PoolPatch
+            | Self::PoolUpdateProperties
+            | Self::PoolResize
+            | Self::PoolStopResize
+            | Self::PoolRemoveNodes
+            | Self::NodeList
+            | Self::NodeGet
+            | Self::NodeReboot
+            | Self::NodeDisableScheduling
+            | Self::NodeEnableScheduling
+            | Self::NodeRemoteLogin
+            | Self::NodeFileList
+            | Self::NodeFileGet
+            | Self::NodeFileHead
+            | Self::NodeFileDelete
+            | Self::JobAdd
+            | Self::JobList
+            | Self::JobScheduleAdd
+            | Self::JobScheduleList
+            | Self::JobScheduleGet
+            | Self::JobScheduleExists
+            | Self::JobSchedulePatch
+            | Self::JobSchedulePut
+            | Self::JobScheduleDelete
+            | Self::JobScheduleDisable
+            | Self::JobScheduleEnable
+            | Self::JobScheduleTerminate
+            | Self::JobScheduleJobs
+            | Self::Unavailable(_) => false,
+        }
+    }
+
     /// For metrics and traces.
     pub fn name(self) -> &'static str {
         match self {
@@ -80,6 +148,11 @@ impl Operation {
             known => ROUTES.iter().find(|route| route.2 == known).map_or("other", |route| route.3),
         }
     }
+}
+
+/// Method and pattern of every route, for tests of who may do what.
+pub fn routes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    ROUTES.iter().map(|(method, pattern, ..)| (*method, *pattern))
 }
 
 use Operation as O;

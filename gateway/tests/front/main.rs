@@ -6,6 +6,7 @@
 mod fakes;
 mod grpc;
 mod harness;
+mod job_tokens;
 mod rest;
 mod schedules;
 mod workflow;
