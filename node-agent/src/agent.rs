@@ -27,6 +27,7 @@ use crate::domain::ledger::{Assigned, Key, Ledger};
 use crate::job_tasks::Jobs;
 use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
+use crate::retention::kept::Kept;
 use crate::stage::input::Input;
 use crate::stage::output::Output;
 use view::remember;
@@ -83,6 +84,8 @@ pub struct Agent {
     pub output: Output,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
+    /// Until when directories of tasks stay.
+    pub kept: Kept,
     /// Preparation and release of jobs.
     pub jobs: Jobs,
     /// Reports or status wait for job-svc.
@@ -123,7 +126,6 @@ struct State {
     total_succeeded: i32,
     recent: VecDeque<RecentTask>,
     done_command: u64,
-    retention: HashMap<PathBuf, Timestamp>,
 }
 
 /// What a life is made of.
@@ -135,6 +137,8 @@ pub struct Parts {
     pub input: Input,
     /// Uploads output files.
     pub output: Output,
+    /// Until when directories of tasks stay.
+    pub kept: Kept,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
 }
@@ -162,7 +166,6 @@ impl Agent {
             total_succeeded: 0,
             recent: VecDeque::new(),
             done_command,
-            retention: HashMap::new(),
         };
         Self {
             config,
@@ -173,6 +176,7 @@ impl Agent {
             input: parts.input,
             output: parts.output,
             node_token: parts.node_token,
+            kept: parts.kept,
             jobs: Jobs::default(),
             work_due: Notify::new(),
             control_due: Notify::new(),
@@ -364,21 +368,11 @@ impl Agent {
                 .any(|(key, attempt)| attempt.is_live() && is_below(&kiln_node::task_dir(&key.job, &key.task)))
     }
 
-    // --- directories that go at some time
-
-    /// The task's directory (absolute) may go at `when`.
-    pub fn keep_until(&self, dir: PathBuf, when: Timestamp) {
-        self.state().retention.insert(dir, when);
-    }
-
-    /// When the directory may go, if its task said so.
-    pub fn kept_until(&self, dir: &std::path::Path) -> Option<Timestamp> {
-        self.state().retention.get(dir).copied()
-    }
-
-    /// The directory is gone.
-    pub fn not_kept(&self, dir: &std::path::Path) {
-        self.state().retention.remove(dir);
+    /// The directory (absolute) of a task that has ended now stays for as long
+    /// as the task says, or as usual.
+    pub fn keep(&self, dir: PathBuf, said: Option<Duration>) {
+        let until = Timestamp::now().plus(said.unwrap_or(self.config.settings.retention));
+        self.kept.keep(dir, until, said.is_some());
     }
 }
 

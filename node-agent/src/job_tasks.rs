@@ -261,8 +261,7 @@ impl JobTask<'_> {
         };
         let span = tracing::info_span!("job.task", kind = name, job.id = &**self.job, task.id = &*id);
         let run = node_task::run(agent, &task, stop, told).instrument(span).await;
-        let retention = wire::limit(constraints.retention_time.as_ref()).unwrap_or(agent.config.settings.retention);
-        agent.keep_until(task.dir, Timestamp::now().plus(retention));
+        agent.keep(task.dir, wire::limit(constraints.retention_time.as_ref()));
         match &run.failure {
             None => tracing::info!(job.id = &**self.job, task.id = &*id, "the job's {name} task has succeeded"),
             Some(failure) => {

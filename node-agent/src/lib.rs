@@ -53,6 +53,7 @@ use agent::{Agent, Outcome, Parts};
 use domain::attempt::StopCause;
 use process::guard;
 use process::supervisor::Supervisor;
+use retention::kept::Kept;
 use stage::cache::Cache;
 use stage::input::Input;
 use stage::output::Output;
@@ -205,7 +206,8 @@ fn make_agent(
     let cache = Cache::create(cache_dir, settings.cache_bytes, http.clone()).context("the cache of resource files")?;
     let input = Input { http: http.clone(), cache, permits: Semaphore::new(settings.parallel_downloads) };
     let output = Output { http, permits: Semaphore::new(settings.parallel_uploads) };
-    let parts = Parts { supervisor, input, output, node_token };
+    let kept = Kept::load(&root, &config.join.node_dir.join(kiln_node::STATE_DIR));
+    let parts = Parts { supervisor, input, output, kept, node_token };
     Ok(Agent::new(config.clone(), root, incarnation, parts, done_command))
 }
 

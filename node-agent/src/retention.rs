@@ -1,5 +1,7 @@
 //! Directories of tasks go: when job-svc says so, or when their time is over.
 
+pub mod kept;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,7 +109,7 @@ async fn remove_moved(agent: &Arc<Agent>, dir: &Path, moved: Moved) {
         Ok::<(), std::io::Error>(())
     };
     match tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other) {
-        Ok(Ok(())) => agent.not_kept(&shown),
+        Ok(Ok(())) => agent.kept.gone(&shown),
         Ok(Err(error)) | Err(error) => {
             tracing::warn!(path = %shown.display(), %error, "a task's directory could not be removed");
         }
@@ -181,7 +183,8 @@ fn expired(agent: &Agent) -> Vec<PathBuf> {
             for task in children(&job) {
                 let relative = task.strip_prefix(&agent.root).unwrap_or(&task).to_string_lossy().into_owned();
                 let until = agent
-                    .kept_until(&task)
+                    .kept
+                    .until(&task)
                     .or_else(|| last_use(&task).map(|at| at.plus(agent.config.settings.retention)));
                 if until.is_some_and(|until| until <= now) && !agent.is_live_path(&relative) {
                     found.push(task);

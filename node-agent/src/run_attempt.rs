@@ -7,7 +7,6 @@ use std::sync::Arc;
 use kiln_ids::TaskId;
 use kiln_proto::job::v1::Assignment;
 use kiln_telemetry::propagation;
-use kiln_time::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
@@ -51,10 +50,8 @@ pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, st
         job_tasks::leave(&agent, &key, assignment.job_number, stopped);
     }
     let spec = assignment.spec.unwrap_or_default();
-    let retention = wire::limit(spec.constraints.and_then(|constraints| constraints.retention_time).as_ref())
-        .unwrap_or(agent.config.settings.retention);
-    let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
-    agent.keep_until(dir, Timestamp::now().plus(retention));
+    let said = wire::limit(spec.constraints.and_then(|constraints| constraints.retention_time).as_ref());
+    agent.keep(agent.root.join(kiln_node::task_dir(&key.job, &key.task)), said);
 }
 
 /// True if the attempt was stopped from outside.

@@ -2,13 +2,14 @@
 //!
 //! - [`resolve`]: a path of a caller becomes a file below the node root.
 //! - [`list`]: entries of directories.
-//! - [`read`]: content, also of files that still grow.
+//! - [`read`]: content, also of files that still grow, which [`watch`] tells.
 //!
 //! An answer is a stream of its own to pool-svc, out of the way of heartbeats.
 
 pub mod list;
 pub mod read;
 pub mod resolve;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;

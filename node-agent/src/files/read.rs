@@ -1,7 +1,6 @@
 //! Content of files, also of files that still grow.
 
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use kiln_proto::pool::v1::file_answer::Part;
@@ -12,12 +11,11 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::sync::CancellationToken;
 
 use super::resolve::{join, resolve};
+use super::watch::{self, Watch};
 use super::{Answer, FileFailure};
 use crate::agent::Agent;
 
 const PIECE: usize = 256 * 1024;
-/// A growing file is looked at this often.
-const POLL: Duration = Duration::from_millis(40);
 
 /// Sends a file's properties, then its content or the asked part of it. With
 /// `follow` it goes on until the task that owns the file has ended and
@@ -56,8 +54,13 @@ pub async fn read(
         (None, true) => u64::MAX,
         (None, false) => length.saturating_sub(start),
     };
+    // Begun before the content is read: no change is missed.
+    let mut watch = options.follow.then(|| Watch::of(&file));
     while left > 0 {
-        // Asked before the end is seen: what was written until then is sent.
+        // Both asked before the end is seen: what was written until then is sent.
+        let ended = agent.ended.notified();
+        tokio::pin!(ended);
+        ended.as_mut().enable();
         let live = options.follow && agent.is_live_path(path.trim_matches('/'));
         match piece(&mut file, left).await.map_err(failed)? {
             data if !data.is_empty() => {
@@ -66,12 +69,11 @@ pub async fn read(
                     return Ok(());
                 }
             }
-            _ if !live => break,
             _ => {
-                let ended = agent.ended.notified();
+                let Some(watch) = watch.as_mut().filter(|_| live) else { break };
                 tokio::select! {
-                    () = tokio::time::sleep(POLL) => {}
-                    () = ended => {}
+                    () = watch.changed() => {}
+                    () = &mut ended => {}
                     () = cancel.cancelled() => return Ok(()),
                 }
             }
@@ -102,7 +104,7 @@ async fn open(
             result => return result.map(Some),
         }
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            () = watch::pause() => {}
             () = cancel.cancelled() => return Ok(None),
         }
     }

@@ -1,8 +1,9 @@
 //! The agent as a process of its own that dies.
 
 use std::process::Stdio;
+use std::time::Duration;
 
-use kiln_proto::job::v1::work_up;
+use kiln_proto::job::v1::{TaskConstraints, TaskSpec, work_up};
 use kiln_testkit::eventually;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -109,4 +110,24 @@ async fn a_new_agent_kills_what_is_left_and_takes_over() {
         assert!(!is_running(pid), "{pid}");
     }
     assert!(matches!(world.log.work.lock().unwrap().last(), Some(work_up::Message::Goodbye(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_agent_knows_how_long_directories_stay() {
+    let world = World::services(Default::default()).await;
+    let mut agent = start_agent(&world);
+    world.connected().await;
+    let short = TaskConstraints {
+        retention_time: Some(kiln_proto::time::duration(Duration::from_millis(1))),
+        ..TaskConstraints::default()
+    };
+    world.run(TaskSpec { constraints: Some(short), ..task("short", "true") }).await;
+    world.run(task("usual", "true")).await;
+    signal(&agent, Signal::SIGTERM);
+    assert!(agent.wait().await.unwrap().success());
+    assert!(world.task_dir("short").exists());
+    // The next life looks at what is there when it begins.
+    let _agent = start_agent(&world);
+    eventually("the short one is gone", || async { (!world.task_dir("short").exists()).then_some(()) }).await;
+    assert!(world.task_dir("usual").exists());
 }
