@@ -13,6 +13,30 @@ pub enum Error {
     /// The id is taken.
     #[error("the job {0:?} exists already")]
     JobExists(String),
+    /// A schedule has this id.
+    #[error("a job schedule {0:?} exists already; jobs and schedules share their ids")]
+    JobScheduleWithSameIdExists(String),
+    /// There is no such schedule.
+    #[error("there is no job schedule {0:?}")]
+    JobScheduleNotFound(String),
+    /// The id is taken.
+    #[error("the job schedule {0:?} exists already")]
+    JobScheduleExists(String),
+    /// A job has this id.
+    #[error("a job {0:?} exists already; jobs and schedules share their ids")]
+    JobWithSameIdExists(String),
+    /// The schedule is disabled already.
+    #[error("the job schedule is disabled already")]
+    JobScheduleDisabled,
+    /// The schedule is ending.
+    #[error("the job schedule is being terminated")]
+    JobScheduleBeingTerminated,
+    /// The schedule is over.
+    #[error("the job schedule has completed; nothing about it can change any more")]
+    JobScheduleCompleted,
+    /// The schedule is being removed.
+    #[error("the job schedule is being deleted")]
+    JobScheduleBeingDeleted,
     /// There is no such task.
     #[error("there is no task {task:?} in the job {job:?}")]
     TaskNotFound {
@@ -121,6 +145,14 @@ impl From<Error> for kiln_error::Error {
         match error {
             Error::JobNotFound(_) => make(Kind::NotFound, "JobNotFound"),
             Error::JobExists(_) => make(Kind::AlreadyExists, "JobExists"),
+            Error::JobScheduleWithSameIdExists(_) => make(Kind::AlreadyExists, "JobScheduleWithSameIdExists"),
+            Error::JobScheduleNotFound(_) => make(Kind::NotFound, "JobScheduleNotFound"),
+            Error::JobScheduleExists(_) => make(Kind::AlreadyExists, "JobScheduleExists"),
+            Error::JobWithSameIdExists(_) => make(Kind::AlreadyExists, "JobWithSameIdExists"),
+            Error::JobScheduleDisabled => make(Kind::FailedPrecondition, "JobScheduleDisabled"),
+            Error::JobScheduleBeingTerminated => make(Kind::FailedPrecondition, "JobScheduleBeingTerminated"),
+            Error::JobScheduleCompleted => make(Kind::FailedPrecondition, "JobScheduleCompleted"),
+            Error::JobScheduleBeingDeleted => make(Kind::FailedPrecondition, "JobScheduleBeingDeleted"),
             Error::TaskNotFound { .. } => make(Kind::NotFound, "TaskNotFound"),
             Error::TaskExists(_) => make(Kind::AlreadyExists, "TaskExists"),
             Error::TaskIdReserved { reason, .. } => make(Kind::AlreadyExists, reason),

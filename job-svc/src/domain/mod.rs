@@ -2,6 +2,7 @@
 //!
 //! - [`task`]: the state machine of a task and the rule of retries;
 //! - [`job`]: the state machine of a job;
+//! - [`schedule`]: when a schedule creates its jobs;
 //! - [`exit`]: what the end of a task means for its job;
 //! - [`spec`]: what users may ask for. Specs are data that is kept and given
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
@@ -17,6 +18,7 @@ pub mod exit;
 pub mod job;
 pub mod job_tasks;
 pub mod needs;
+pub mod schedule;
 pub mod spec;
 pub mod task;
 
