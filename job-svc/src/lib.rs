@@ -3,6 +3,7 @@
 //! - [`api`]: gRPC for clients (through the gateway) and for agents;
 //! - [`domain`]: the rules, free of I/O;
 //! - [`scheduler`]: one actor a pool around a pure core;
+//! - [`ticker`]: has job schedules create their jobs, by the time of [`clock`];
 //! - [`store`]: what is kept;
 //! - [`config`], [`metrics`];
 //! - [`bench`]: measures the core of the scheduler alone.
@@ -15,11 +16,13 @@
 
 pub mod api;
 pub mod bench;
+pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod metrics;
 pub mod scheduler;
 pub mod store;
+pub mod ticker;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +30,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
+use kiln_proto::job::v1::job_schedule_service_server::JobScheduleServiceServer;
 use kiln_proto::job::v1::job_service_server::JobServiceServer;
 use kiln_proto::job::v1::work_service_server::WorkServiceServer;
 use kiln_store::outbox;
@@ -36,12 +40,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::api::Api;
+use crate::api::schedules::ScheduleApi;
 use crate::api::work::Work;
+use crate::clock::Clock;
 use crate::scheduler::actor::Context;
 use crate::scheduler::core::Settings;
 use crate::scheduler::registry::Registry;
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::ticker::Ticker;
 
 pub use config::Config;
 
@@ -57,6 +64,8 @@ pub struct Deps {
     pub cluster_key: Arc<SecretKey>,
     /// Where events go.
     pub bus: Arc<dyn Bus>,
+    /// The time schedules go by.
+    pub clock: Clock,
 }
 
 /// Serves until `shutdown`.
@@ -83,6 +92,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         shutdown.clone(),
     ));
     let forgetting = kiln_telemetry::spawn(forget_loop(shared.clone(), shutdown.clone()));
+    let ticker = Ticker { store: Arc::new(store.clone()), registry: registry.clone(), clock: deps.clock.clone() };
+    let ticking = kiln_telemetry::spawn(ticker.run(shutdown.clone()));
     let recovery = kiln_telemetry::spawn(recover(registry.clone(), readiness.clone(), shutdown.clone()));
     let server = kiln_grpc::Server {
         name: "job-svc",
@@ -90,11 +101,12 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         metrics: metrics.registry.clone(),
         readiness: readiness.clone(),
     };
-    let served = server.serve(listener, routes(shared, registry, &shutdown), shutdown.clone()).await;
+    let schedules = ScheduleApi { store: Arc::new(store), clock: deps.clock, linger: config.transition_linger };
+    let served = server.serve(listener, routes(shared, schedules, registry, &shutdown), shutdown.clone()).await;
     readiness.set(false);
     // Also when the listener failed: nothing may go on without the service.
     shutdown.cancel();
-    for work in [relay, forgetting, recovery] {
+    for work in [relay, forgetting, ticking, recovery] {
         if let Err(error) = work.await {
             tracing::error!(%error, "a loop of job-svc ended unexpectedly");
         }
@@ -110,14 +122,22 @@ async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
     SqliteStore::open(&path).await.with_context(|| format!("database {}", path.display()))
 }
 
-fn routes(store: Arc<dyn Store>, registry: Arc<Registry>, shutdown: &CancellationToken) -> Routes {
-    let api = JobServiceServer::new(Api { store, registry: registry.clone() })
+fn routes(
+    store: Arc<dyn Store>,
+    schedules: ScheduleApi,
+    registry: Arc<Registry>,
+    shutdown: &CancellationToken,
+) -> Routes {
+    let api = Api { store, schedules: schedules.store.clone(), registry: registry.clone() };
+    let schedules = JobScheduleServiceServer::new(schedules)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE * 4);
+    let api =
+        JobServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE * 4);
     let work = WorkServiceServer::new(Work { registry, shutdown: shutdown.clone() })
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE * 4);
-    Routes::new(api).add_service(work)
+    Routes::new(api).add_service(schedules).add_service(work)
 }
 
 /// Loads all pools, then says that the service is ready.

@@ -221,7 +221,7 @@ impl Services {
         self.spawn("pool-svc", |shutdown| pool_svc::run(config, deps, listeners.pool, shutdown).boxed())?;
 
         let config = job_svc::Config::new(data.clone());
-        let deps = job_svc::Deps { cluster_key: key.clone(), bus: bus.clone() };
+        let deps = job_svc::Deps { cluster_key: key.clone(), bus: bus.clone(), clock: job_svc::clock::Clock::System };
         self.spawn("job-svc", |shutdown| job_svc::run(config, deps, listeners.job, shutdown).boxed())?;
 
         let config = monitor_svc::Config::new(&data);

@@ -9,7 +9,9 @@ use prost::Message;
 use crate::domain::Error;
 use crate::domain::etag;
 use crate::domain::job::JobState;
+use crate::domain::schedule::ScheduleId;
 use crate::domain::task::{AttemptRecord, LatestAttempt, Outcome, Run, TaskState};
+use crate::store::schedules::ScheduleRow;
 use crate::store::{Counts, JobNodeRow, JobRow, TaskRow, events};
 
 fn at(time: Timestamp) -> Option<prost_types::Timestamp> {
@@ -36,7 +38,29 @@ pub fn job(row: &JobRow) -> wire::Job {
         terminate_reason: row.life.terminate_reason.clone(),
         scheduling_error: None,
         pool_id: row.pool.as_str().to_owned(),
-        job_schedule_id: String::new(),
+        job_schedule_id: ScheduleId::of_job(&row.job).map(|id| id.as_str().to_owned()).unwrap_or_default(),
+    }
+}
+
+/// A schedule, as it is at `now`.
+pub fn schedule(row: &ScheduleRow, now: Timestamp) -> wire::JobSchedule {
+    let (previous, previous_since) = match row.life.previous {
+        Some((state, since)) => (events::schedule_state(state), at(since)),
+        None => (wire::JobScheduleState::Unspecified, None),
+    };
+    wire::JobSchedule {
+        id: row.id.as_str().to_owned(),
+        spec: Some((*row.spec).clone()),
+        state: events::schedule_state(row.life.state).into(),
+        state_transition_time: at(row.life.since),
+        previous_state: previous.into(),
+        previous_state_transition_time: previous_since,
+        etag: etag::of(row.last_modified),
+        creation_time: at(row.created),
+        last_modified: at(row.last_modified),
+        end_time: row.life.end.and_then(at),
+        next_run_time: row.life.next_run_time(&row.timing, now).and_then(at),
+        recent_job_id: row.recent_job().map(|job| job.as_str().to_owned()).unwrap_or_default(),
     }
 }
 

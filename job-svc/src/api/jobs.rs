@@ -11,6 +11,7 @@ use prost::Message;
 
 use super::convert;
 use super::lists::{self, CHUNK, JOB_PROPERTIES, SCAN};
+use super::schedules::schedule_id;
 use super::{Answer, Api, job_id};
 use crate::domain::Error;
 use crate::domain::etag;
@@ -81,11 +82,21 @@ impl Api {
         let filter = Filter::parse(&request.filter, JOB_PROPERTIES)?;
         let size = page::size(request.page_size, 1000, 1000)? as usize;
         let mut after = page::last_key(&request.page_token)?;
+        let mut prefix = String::new();
+        if !request.job_schedule_id.is_empty() {
+            // Its jobs are a range of keys.
+            let schedule = self.schedules.schedule(&account, &schedule_id(&request.job_schedule_id)?).await?;
+            prefix = schedule.id.job_prefix();
+            after = after.max(Some(prefix.clone()));
+        }
         let (mut jobs, mut looked_at) = (Vec::new(), 0);
         loop {
             let rows = self.store.list_jobs(&account, after.clone(), CHUNK).await?;
             let last = rows.len() < CHUNK as usize;
             for row in rows {
+                if !row.job.key().starts_with(&prefix) {
+                    return Ok(wire::ListJobsResponse { jobs, next_page_token: String::new() });
+                }
                 if jobs.len() == size || looked_at == SCAN {
                     let next_page_token = page::token(after.as_deref().unwrap_or_default());
                     return Ok(wire::ListJobsResponse { jobs, next_page_token });

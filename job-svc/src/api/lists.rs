@@ -4,8 +4,10 @@
 //! it may be short, or empty, with a token to go on.
 
 use kiln_filter::{Filter, Value};
+use kiln_time::Timestamp;
 
 use crate::domain::task::{Outcome, Phase, TaskState};
+use crate::store::schedules::ScheduleRow;
 use crate::store::{JobRow, TaskRow};
 
 /// Rows one page looks at.
@@ -23,6 +25,17 @@ pub const JOB_PROPERTIES: &[&str] = &[
     "executionInfo/startTime",
     "executionInfo/endTime",
     "executionInfo/poolId",
+];
+
+/// Properties of schedules that filters may name.
+pub const SCHEDULE_PROPERTIES: &[&str] = &[
+    "id",
+    "state",
+    "stateTransitionTime",
+    "creationTime",
+    "lastModified",
+    "executionInfo/nextRunTime",
+    "executionInfo/endTime",
 ];
 
 /// Properties of tasks that filters may name.
@@ -50,6 +63,21 @@ pub fn job_matches(filter: &Filter, row: &JobRow) -> bool {
         "lastModified" => Some(Value::Time(row.last_modified)),
         "executionInfo/endTime" => row.life.end.map(Value::Time),
         "executionInfo/poolId" => text(row.pool.as_str()),
+        _ => None,
+    })
+}
+
+/// Whether a schedule fits at `now`.
+pub fn schedule_matches(filter: &Filter, row: &ScheduleRow, now: Timestamp) -> bool {
+    let text = |text: &str| Some(Value::Text(text.to_owned()));
+    filter.matches(&|property| match property {
+        "id" => text(row.id.as_str()),
+        "state" => text(row.life.state.name()),
+        "stateTransitionTime" => Some(Value::Time(row.life.since)),
+        "creationTime" => Some(Value::Time(row.created)),
+        "lastModified" => Some(Value::Time(row.last_modified)),
+        "executionInfo/nextRunTime" => row.life.next_run_time(&row.timing, now).map(Value::Time),
+        "executionInfo/endTime" => row.life.end.map(Value::Time),
         _ => None,
     })
 }

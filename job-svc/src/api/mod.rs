@@ -1,6 +1,7 @@
 //! Between the wire and the rest: handlers check, call, convert.
 //!
 //! - [`jobs`], [`tasks`]: the two halves of `JobService`;
+//! - [`schedules`]: `JobScheduleService`;
 //! - [`work`]: the work stream of the agents;
 //! - [`convert`]: records to messages; [`lists`]: filters and pages.
 
@@ -9,6 +10,7 @@ pub mod convert;
 mod explain;
 mod jobs;
 mod lists;
+pub mod schedules;
 mod tasks;
 pub mod work;
 
@@ -24,13 +26,15 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::Error;
 use crate::scheduler::registry::Registry;
-use crate::store::Store;
+use crate::store::{ScheduleStore, Store};
 
 /// `JobService`.
 #[derive(Debug, Clone)]
 pub struct Api {
     /// The store.
     pub store: Arc<dyn Store>,
+    /// The schedules that create jobs.
+    pub schedules: Arc<dyn ScheduleStore>,
     /// The schedulers.
     pub registry: Arc<Registry>,
 }

@@ -9,6 +9,7 @@
 //!   needs are taken out once, when a task is added;
 //! - [`needs`]: what tasks need of nodes, and what nodes have;
 //! - [`job_tasks`]: preparation and release of jobs;
+//! - [`schedule_spec`]: the same for schedules;
 //! - [`etag`]: versions of records as clients see them;
 //! - [`error`]: everything that can be refused.
 
@@ -19,6 +20,7 @@ pub mod job;
 pub mod job_tasks;
 pub mod needs;
 pub mod schedule;
+pub mod schedule_spec;
 pub mod spec;
 pub mod task;
 

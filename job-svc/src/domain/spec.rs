@@ -53,6 +53,14 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
     if !id_checked.is_user_choice() {
         return Err(Error::invalid("id", id, "must have 1 to 64 characters of A-Z a-z 0-9 - _"));
     }
+    Ok((id_checked, check_job_spec(spec)?))
+}
+
+/// Checks the spec of a new job, also of one that a schedule will create.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn check_job_spec(spec: &JobSpec) -> Result<PoolId, Error> {
     if spec.pool_id.is_empty() {
         if spec.job_manager_task.is_some() {
             return Err(Error::Unsupported("jobManagerTask"));
@@ -83,7 +91,7 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
     if size > MAX_JOB_BYTES {
         return Err(Error::TooLarge { what: "the job", size, max: MAX_JOB_BYTES });
     }
-    Ok((id_checked, pool))
+    Ok(pool)
 }
 
 fn check_enum<E: TryFrom<i32>>(name: &str, value: i32) -> Result<(), Error> {

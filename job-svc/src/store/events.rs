@@ -3,13 +3,15 @@
 use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::event::Payload;
-use kiln_proto::events::v1::{JobChanged, TaskChanged};
+use kiln_proto::events::v1::{JobChanged, JobScheduleChanged, TaskChanged};
 use kiln_proto::job::v1 as wire;
 use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
 use super::model::JobRow;
+use super::schedules::ScheduleRow;
 use crate::domain::job::JobState;
+use crate::domain::schedule::{ScheduleId, ScheduleState};
 use crate::domain::task::{Outcome, Phase, Task, TaskState};
 
 /// The wire's word for a job's state.
@@ -56,7 +58,42 @@ pub fn job(
             new_state: job_state(row.life.state).into(),
             reason: row.life.terminate_reason.clone(),
             auto_pool: None,
-            job_schedule_id: String::new(),
+            job_schedule_id: ScheduleId::of_job(&row.job).map(|id| id.as_str().to_owned()).unwrap_or_default(),
+        }),
+    }
+}
+
+/// The wire's word for a schedule's state.
+pub fn schedule_state(state: ScheduleState) -> wire::JobScheduleState {
+    match state {
+        ScheduleState::Active => wire::JobScheduleState::Active,
+        ScheduleState::Completed => wire::JobScheduleState::Completed,
+        ScheduleState::Disabled => wire::JobScheduleState::Disabled,
+        ScheduleState::Terminating => wire::JobScheduleState::Terminating,
+        ScheduleState::Deleting => wire::JobScheduleState::Deleting,
+    }
+}
+
+/// Something about a schedule; `old` is its state before.
+pub fn schedule(row: &ScheduleRow, event_type: &'static str, old: Option<ScheduleState>, now: Timestamp) -> NewEvent {
+    NewEvent {
+        time_micros: now.as_micros(),
+        account: row.account.as_str().to_owned(),
+        subject: format!("jobschedules/{}", row.id),
+        event_type,
+        traceparent: String::new(),
+        payload: Payload::JobSchedule(JobScheduleChanged {
+            job_schedule_id: row.id.as_str().to_owned(),
+            old_state: old.map_or(wire::JobScheduleState::Unspecified, schedule_state).into(),
+            new_state: schedule_state(row.life.state).into(),
+            reason: String::new(),
+            pool_id: row.pool.as_ref().map(|pool| pool.as_str().to_owned()).unwrap_or_default(),
+            keep_alive: row
+                .spec
+                .job
+                .as_ref()
+                .and_then(|job| job.auto_pool.as_ref())
+                .is_some_and(|auto| auto.keep_alive),
         }),
     }
 }

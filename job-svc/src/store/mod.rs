@@ -1,11 +1,12 @@
 //! What job-svc keeps, in its own words.
 //!
-//! [`Store`] has one implementation, [`sqlite`]; `conformance` checks what every
-//! implementation has to do. Who writes what:
+//! [`Store`] and [`ScheduleStore`] have one implementation, [`sqlite`];
+//! `conformance` checks what every implementation has to do. Who writes what:
 //! - adding tasks, creating and changing jobs, and changes of completed tasks
 //!   are transactions of the API handlers;
 //! - everything about tasks that wait or run is written by the scheduler of
-//!   their pool, one [`Commit`] after the other.
+//!   their pool, one [`Commit`] after the other;
+//! - what schedules do by themselves is written by the ticker, see [`schedules`].
 //!
 //! Rows of tasks are guarded by (phase, attempt), so that a scheduler with a
 //! wrong picture cannot write over the truth: its whole commit fails as
@@ -16,10 +17,13 @@
 pub mod codec;
 pub mod events;
 pub mod model;
+pub mod schedules;
 pub mod sqlite;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod schedule_conformance;
 
 use std::fmt;
 
@@ -30,6 +34,7 @@ use kiln_time::Timestamp;
 
 use crate::domain::Error;
 pub use model::*;
+pub use schedules::ScheduleStore;
 
 /// The database of job-svc.
 #[async_trait]

@@ -12,7 +12,8 @@ use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
 use crate::domain::Error;
-use crate::domain::job::{JobEvent, JobLife};
+use crate::domain::job::{JobEvent, JobLife, JobState};
+use crate::domain::schedule::ScheduleId;
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptRecord, Outcome, Phase, Task, TaskState};
 
@@ -334,6 +335,16 @@ pub enum JobFate {
     Row(Box<JobRow>),
     /// It is gone.
     Gone(u64),
+}
+
+impl JobFate {
+    /// Whether the schedule of a job may have something to do now.
+    pub fn ends_job_of_schedule(&self) -> bool {
+        match self {
+            Self::Row(row) => row.life.state == JobState::Completed && ScheduleId::of_job(&row.job).is_some(),
+            Self::Gone(_) => false,
+        }
+    }
 }
 
 /// Why a commit did not happen. Nothing of it was written.

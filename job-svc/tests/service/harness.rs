@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_svc::clock::Clock;
 use job_svc::{Config, Deps};
 use kiln_auth::SecretKey;
 use kiln_auth::token::{self, Claims, Principal};
 use kiln_bus::memory::MemoryBus;
 use kiln_grpc::{ServiceAuth, ServiceChannel};
 use kiln_proto::common::v1::DeallocationOption;
+use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::job::v1::work_service_client::WorkServiceClient;
 use kiln_proto::job::v1::*;
@@ -32,6 +34,7 @@ pub struct Service {
     pub shutdown: CancellationToken,
     pub dir: Arc<tempfile::TempDir>,
     pub config: Config,
+    pub clock: Clock,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
@@ -46,19 +49,30 @@ impl Service {
         Self::start_on(dir, config, Arc::new(SecretKey::generate())).await
     }
 
-    /// On its own runtime, so that it can be killed with everything it does.
+    /// Its schedules go by `clock`.
+    pub async fn start_by(clock: Clock) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let config = Config { transition_linger: Duration::ZERO, ..config(&dir) };
+        Self::open(dir, config, Arc::new(SecretKey::generate()), clock).await
+    }
+
     pub async fn start_on(dir: Arc<tempfile::TempDir>, config: Config, key: Arc<SecretKey>) -> Self {
+        Self::open(dir, config, key, Clock::System).await
+    }
+
+    /// On its own runtime, so that it can be killed with everything it does.
+    async fn open(dir: Arc<tempfile::TempDir>, config: Config, key: Arc<SecretKey>, clock: Clock) -> Self {
         let bus = Arc::new(MemoryBus::new());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let listener = runtime.block_on_elsewhere(TcpListener::bind("127.0.0.1:0")).await;
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let deps = Deps { cluster_key: key.clone(), bus: bus.clone() };
+        let deps = Deps { cluster_key: key.clone(), bus: bus.clone(), clock: clock.clone() };
         let run = job_svc::run(config.clone(), deps, listener, shutdown.clone());
         runtime.spawn(async move {
             run.await.unwrap();
         });
-        Self { endpoint, bus, key, shutdown, dir, config, runtime: Some(runtime) }
+        Self { endpoint, bus, key, shutdown, dir, config, clock, runtime: Some(runtime) }
     }
 
     /// Stops it in the middle of whatever it does, as a crash would, and starts
@@ -68,13 +82,19 @@ impl Service {
             runtime.shutdown_background();
         }
         let (dir, config, key) = (self.dir.clone(), self.config.clone(), self.key.clone());
+        let clock = self.clock.clone();
         drop(self);
-        Self::start_on(dir, config, key).await
+        Self::open(dir, config, key, clock).await
     }
 
     pub fn client(&self) -> Client {
         let channel = ServiceAuth::new("gateway", self.key.clone()).connect(&self.endpoint).unwrap();
         Client { inner: JobServiceClient::new(channel).max_decoding_message_size(64 << 20) }
+    }
+
+    pub fn schedules(&self) -> Schedules {
+        let channel = ServiceAuth::new("gateway", self.key.clone()).connect(&self.endpoint).unwrap();
+        Schedules { inner: JobScheduleServiceClient::new(channel) }
     }
 
     pub async fn agent(&self, node: &str, slots: i32) -> Agent {
@@ -154,6 +174,12 @@ pub fn status(slots: i32, accepting: bool) -> WorkerStatus {
 #[derive(Clone)]
 pub struct Client {
     pub inner: JobServiceClient<ServiceChannel>,
+}
+
+/// The same for schedules.
+#[derive(Clone)]
+pub struct Schedules {
+    pub inner: JobScheduleServiceClient<ServiceChannel>,
 }
 
 pub fn spec(id: &str) -> TaskSpec {

@@ -4,4 +4,5 @@
 mod agents;
 mod harness;
 mod jobs;
+mod schedules;
 mod tasks;

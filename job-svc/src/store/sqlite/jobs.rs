@@ -49,6 +49,16 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
     if let Some(answer) = before(connection, &new.account, request)? {
         return Ok(Answered::Before(answer));
     }
+    if job_schedules::has_id(connection, &new.account, &new.job.key())? {
+        return Err(Error::JobScheduleWithSameIdExists(new.job.as_str().to_owned()));
+    }
+    let row = insert(connection, new)?;
+    remember(connection, &new.account, request, &(new.encode)(&row), new.now)?;
+    Ok(Answered::New(row))
+}
+
+/// A new job with everything that is made with it.
+pub(super) fn insert(connection: &Connection, new: &NewJob) -> Result<JobRow, Error> {
     let life = JobLife::new(new.now);
     let mut spec = new.spec.clone();
     job_tasks::fill_in(&mut spec);
@@ -99,18 +109,34 @@ pub(super) fn create(connection: &Connection, new: &NewJob, request: &Request) -
         .execute([signed(row.row)])
         .map_err(db)?;
     outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.created", None, new.now, &new.traceparent)])?;
-    remember(connection, &new.account, request, &(new.encode)(&row), new.now)?;
-    Ok(Answered::New(row))
+    Ok(row)
 }
 
 pub(super) fn get(connection: &Connection, account: &AccountName, job: &JobId) -> Result<JobRow, Error> {
-    let found = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE account = ?1 AND job_key = ?2"))
-        .map_err(db)?
+    find(connection, account, job)?.ok_or_else(|| Error::JobNotFound(job.as_str().to_owned()))
+}
+
+pub(super) fn find(connection: &Connection, account: &AccountName, job: &JobId) -> Result<Option<JobRow>, StoreError> {
+    connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM jobs WHERE account = ?1 AND job_key = ?2"))?
         .query_row(params![account.key(), job.key()], |row| Ok(read(row)))
-        .optional()
-        .map_err(db)?;
-    Ok(found.ok_or_else(|| Error::JobNotFound(job.as_str().to_owned()))??)
+        .optional()?
+        .transpose()
+}
+
+/// Jobs with keys between `first` and `last` that nobody has deleted yet.
+pub(super) fn in_range(
+    connection: &Connection,
+    account: &AccountName,
+    first: &str,
+    last: &str,
+    limit: u32,
+) -> Result<Vec<JobRow>, StoreError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM jobs WHERE account = ?1 AND job_key > ?2 AND job_key < ?3 AND state <> ?4 LIMIT ?5"
+    ))?;
+    let deleting = codec::job_state_number(JobState::Deleting);
+    read_all(statement.query(params![account.key(), first, last, deleting, limit])?)
 }
 
 pub(super) fn by_row(connection: &Connection, row: u64) -> Result<Option<JobRow>, StoreError> {
@@ -262,7 +288,7 @@ fn apply_update(row: &mut JobRow, update: JobUpdate) -> Result<(), Error> {
     Ok(())
 }
 
-fn write(connection: &Connection, row: &mut JobRow) -> Result<(), StoreError> {
+pub(super) fn write(connection: &Connection, row: &mut JobRow) -> Result<(), StoreError> {
     row.version += 1;
     connection
         .prepare_cached(
@@ -298,6 +324,9 @@ pub(super) fn system_change(connection: &Connection, write_: &JobWrite, now: Tim
         row.life = life;
         write(connection, &mut row)?;
         outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.state", Some(old), now, "")])?;
+        if row.life.state == JobState::Completed {
+            job_schedules::job_ended(connection, &row.account, &row.job)?;
+        }
     }
     Ok(JobFate::Row(Box::new(row)))
 }

@@ -1,15 +1,18 @@
 //! The [`Store`] in one SQLite file.
 //!
-//! [`jobs`] and [`tasks`] are the API's half, [`schedule`] the scheduler's.
+//! [`jobs`] and [`tasks`] are the API's half, [`schedule`] the scheduler's;
+//! [`job_schedules`] are the schedules that create jobs.
 //! Every function here takes the connection of a transaction; [`SqliteStore`]
 //! puts them into one.
 
+mod job_schedules;
 mod jobs;
 mod nodes;
 mod schedule;
 mod tasks;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_etag::Conditions;
@@ -17,6 +20,7 @@ use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_store::rusqlite::{Connection, OptionalExtension, params};
 use kiln_store::{Database, Durability, Migration, StoreError, outbox, requests};
 use kiln_time::Timestamp;
+use tokio::sync::Notify;
 
 use super::Store;
 use super::model::*;
@@ -32,12 +36,15 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 3, sql: include_str!("../schema.sql") },
     Migration { version: 4, sql: include_str!("../needs.sql") },
     Migration { version: 6, sql: include_str!("../job_nodes.sql") },
+    Migration { version: 7, sql: include_str!("../schedules.sql") },
 ];
 
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     database: Database,
+    /// Something about a schedule may be due sooner than thought.
+    schedules: Arc<Notify>,
 }
 
 impl SqliteStore {
@@ -46,7 +53,8 @@ impl SqliteStore {
     /// # Errors
     /// [`StoreError`] if that fails.
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { database: Database::open(path, Durability::PowerLoss, MIGRATIONS).await? })
+        let database = Database::open(path, Durability::PowerLoss, MIGRATIONS).await?;
+        Ok(Self { database, schedules: Arc::default() })
     }
 
     /// For the outbox relay.
@@ -219,7 +227,11 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
-        self.database.write(move |connection| schedule::commit(connection, commit)).await
+        let fates = self.database.write(move |connection| schedule::commit(connection, commit)).await?;
+        if fates.iter().any(JobFate::ends_job_of_schedule) {
+            self.schedules.notify_one();
+        }
+        Ok(fates)
     }
 
     async fn purge_tasks(&self, job: u64, limit: u32) -> Result<usize, Error> {
@@ -227,7 +239,9 @@ impl Store for SqliteStore {
     }
 
     async fn remove_job(&self, job: u64, now: Timestamp) -> Result<(), Error> {
-        self.database.write(move |connection| Ok(schedule::remove_job(connection, job, now)?)).await
+        let removed = self.database.write(move |connection| Ok(schedule::remove_job(connection, job, now)?)).await;
+        self.schedules.notify_one();
+        removed
     }
 
     async fn forget(&self, now: Timestamp) -> Result<usize, Error> {
