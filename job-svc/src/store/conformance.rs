@@ -71,7 +71,7 @@ fn new<T: std::fmt::Debug>(answered: Answered<T>) -> T {
     }
 }
 
-fn commit(number: u64) -> Commit {
+pub(super) fn commit(number: u64) -> Commit {
     Commit {
         account: account(),
         tasks: Vec::new(),

@@ -71,18 +71,7 @@ async fn end_job(store: &impl Store, job: &str) {
     let row = store.job(&account(), &JobId::parse(job).unwrap()).await.unwrap();
     let write = |event| JobWrite { job: row.row, event, only_if_all_complete: false };
     for event in [JobEvent::Terminate("done".into()), JobEvent::Drained] {
-        let commit = Commit {
-            account: account(),
-            tasks: Vec::new(),
-            history: Vec::new(),
-            deleted: Vec::new(),
-            counts: Vec::new(),
-            jobs: vec![write(event)],
-            events: Vec::new(),
-            answers: Vec::new(),
-            now: at(2),
-            number: 1,
-        };
+        let commit = Commit { jobs: vec![write(event)], now: at(2), ..super::conformance::commit(1) };
         store.commit(commit).await.unwrap();
     }
 }
