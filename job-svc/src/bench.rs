@@ -48,7 +48,7 @@ pub fn placements_of(count: u64, nodes: usize, needs: &[Needs]) -> Placed {
         connect(&mut core, at, &mut fx);
     }
     let ready = (1..=count).zip(needs.iter().cycle()).map(|(row, needs)| task(row, *needs)).collect();
-    core.step(Input::Loaded { view: job(), ready, running: Vec::new() }, now(), &mut fx);
+    core.step(Input::Loaded { view: job(), ready, running: Vec::new(), nodes: Vec::new() }, now(), &mut fx);
     let (mut placements, began) = (0, Instant::now());
     loop {
         let mut placed = Effects::default();
@@ -101,6 +101,7 @@ fn job() -> JobView {
         exit_actions: false,
         default_retries: 0,
         wall_clock_end: None,
+        preparation: None,
     }
 }
 

@@ -14,6 +14,11 @@ use crate::scheduler::core::WaitReason;
 use crate::scheduler::note::Note;
 use crate::store::JobRow;
 
+/// Nodes that are looked through for those on which a preparation failed, and
+/// those that are named.
+const MANY_NODES: u32 = 1000;
+const FEW_NODES: usize = 10;
+
 impl Api {
     pub(super) async fn explain_task(
         &self,
@@ -33,7 +38,13 @@ impl Api {
         let (reply, answered) = oneshot::channel();
         self.registry.tell(&account, &job.pool, Note::Explain { job: job.row, row: task.row, needs, reply }).await;
         let reason = answered.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
-        Ok(in_words(reason, &job, &needs))
+        let mut words = in_words(reason, &job, &needs);
+        if reason == WaitReason::PreparationFailed {
+            let nodes = self.store.job_nodes(job.row, None, MANY_NODES).await?;
+            let barred = nodes.iter().filter(|row| row.barred.is_some() && row.pool == job.pool);
+            words.details.extend(barred.take(FEW_NODES).map(|row| detail("node", &row.node)));
+        }
+        Ok(words)
     }
 }
 
@@ -87,6 +98,10 @@ fn in_words(reason: WaitReason, job: &JobRow, needs: &Needs) -> wire::ExplainTas
         WaitReason::NoEmptyNode => {
             ("The task wants a node for itself; something runs on each at the moment.".to_owned(), Vec::new())
         }
+        WaitReason::PreparationFailed => (
+            format!("The job's preparation task failed on every node of pool {pool}; see the job's nodes for details."),
+            Vec::new(),
+        ),
         WaitReason::BehindOthers => ("Other tasks go first.".to_owned(), Vec::new()),
     };
     answer(reason, message, details)

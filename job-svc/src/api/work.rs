@@ -160,8 +160,9 @@ impl Work {
                 Some(wire::work_up::Message::LeaseRequest(lease)) => Up::Lease(lease.sequence),
                 Some(wire::work_up::Message::Status(new)) => Up::Status(status(Some(&new))?, new.version),
                 Some(wire::work_up::Message::Goodbye(wire::Goodbye {})) => Up::Goodbye,
-                // Nothing asks for a preparation or a release yet.
-                Some(wire::work_up::Message::JobNodeReports(_)) => continue,
+                Some(wire::work_up::Message::JobNodeReports(reports)) => Up::JobNodes(
+                    reports.reports.into_iter().filter_map(|report| Some((report.key?, report.info?))).collect(),
+                ),
                 Some(wire::work_up::Message::Reports(reports)) => {
                     Up::Reports(reports.reports.into_iter().filter_map(report).collect())
                 }

@@ -70,8 +70,6 @@ pub fn check_job_spec(spec: &JobSpec) -> Result<PoolId, Error> {
     let pool = PoolId::parse(&spec.pool_id).map_err(|why| Error::bad_id("poolInfo.poolId", &spec.pool_id, &why))?;
     for (asked, name) in [
         (spec.job_manager_task.is_some(), "jobManagerTask"),
-        (spec.job_preparation_task.is_some(), "jobPreparationTask"),
-        (spec.job_release_task.is_some(), "jobReleaseTask"),
         (spec.uses_task_dependencies, "usesTaskDependencies"),
         (spec.allow_task_preemption, "allowTaskPreemption"),
     ] {

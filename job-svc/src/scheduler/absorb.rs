@@ -1,19 +1,23 @@
 //! How the actor turns the core's effects into writes, events and messages.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use kiln_ids::NodeId;
 use kiln_proto::job::v1::work_down::Message as Down;
-use kiln_proto::job::v1::{Assignment, AttemptKey, LeaseGrant, TaskSpec, Welcome};
+use kiln_proto::job::v1::{
+    Assignment, AttemptKey, JobNodeKey, JobNodeTask, LeaseGrant, NodeTaskInfo, Preparation, TaskSpec, Welcome,
+};
 use kiln_proto::time::{duration, timestamp};
 use prost::Message;
 
 use super::actor::{Actor, Broken, MAX_PURGED};
-use super::core::{Effects, Input, JobKey, Row, Send, WaitReason};
+use super::core::{Conn, Effects, Input, JobKey, NodeChange, Row, Send, WaitReason};
 use super::intake::foreign;
 use crate::domain::spec::INHERIT_RETRIES;
 use crate::domain::task::{Phase, TaskEvent, TaskState, retry_follows};
 use crate::store::events::{self, TaskNames};
-use crate::store::{Bucket, TaskRow, TaskWrite};
+use crate::store::{Bucket, JobNodeWrite, TaskRow, TaskWrite};
 
 impl Actor {
     /// Takes over all effects there are.
@@ -35,6 +39,14 @@ impl Actor {
             touched.push(row);
         }
         touched.append(&mut fx.forget);
+        for (job, node, change) in fx.nodes.drain(..) {
+            let about = self.about(job, node);
+            let write = match change {
+                NodeChange::Ran => JobNodeWrite { ran: true, ..about },
+                NodeChange::Barred(life) => JobNodeWrite { barred: Some(life), ..about },
+            };
+            self.batch.commit.job_nodes.push(write);
+        }
         for send in fx.sends.drain(..) {
             self.post(send);
         }
@@ -231,7 +243,8 @@ impl Actor {
                 let Some(task) = self.live.get(&row) else { return };
                 match self.assignment(task, attempt) {
                     Ok(Some(assignment)) => {
-                        self.batch.mail.to(conn).assignments.push((task.spec.len(), assignment));
+                        let size = task.spec.len() + assignment.preparation.as_ref().map_or(0, Message::encoded_len);
+                        self.batch.mail.to(conn).assignments.push((size, assignment));
                     }
                     // It has ended in the same step.
                     Ok(None) => {}
@@ -246,6 +259,11 @@ impl Actor {
                     self.batch.mail.to(conn).stops.push(key);
                 }
             }
+            Send::Release(conn, job) => {
+                if let Some(release) = self.jobs.get(&job).and_then(|info| info.release(job)) {
+                    self.batch.mail.to(conn).releases.push(release);
+                }
+            }
             Send::StopSeen(conn, token) => {
                 if let Some(link) = self.links.get_mut(&conn)
                     && let Some(key) = link.seen.get(token as usize).cloned()
@@ -255,6 +273,32 @@ impl Actor {
                 }
             }
         }
+    }
+
+    fn about(&self, job: JobKey, node: Arc<NodeId>) -> JobNodeWrite {
+        let pool = self.pool.clone();
+        JobNodeWrite {
+            job,
+            pool,
+            node,
+            incarnation: String::new(),
+            barred: None,
+            ran: false,
+            preparation: None,
+            release: None,
+        }
+    }
+
+    /// Keeps what an agent says about the preparation or release of a job.
+    pub(super) fn keep_job_node(&mut self, conn: Conn, key: &JobNodeKey, info: NodeTaskInfo) {
+        let Some((node, incarnation)) = self.core.node_of(conn) else { return };
+        let about = JobNodeWrite { incarnation, ..self.about(key.job_number, node) };
+        let write = match key.task() {
+            JobNodeTask::Preparation => JobNodeWrite { preparation: Some(info), ..about },
+            JobNodeTask::Release => JobNodeWrite { release: Some(info), ..about },
+            JobNodeTask::Unspecified => return,
+        };
+        self.batch.commit.job_nodes.push(write);
     }
 
     fn key_of(&self, task: &TaskRow, attempt: u32) -> Option<AttemptKey> {
@@ -286,12 +330,18 @@ impl Actor {
             assigned_time: Some(timestamp(assigned.as_micros())),
             created_time: Some(timestamp(task.created.as_micros())),
             retry_follows: retry_follows(task.task.retry_count, max_retries),
-            preparation: None,
+            preparation: self.preparation_of(task),
             authentication_token: String::new(),
             instance: None,
             job_number: task.job,
         };
         Ok(Some(assignment))
+    }
+
+    fn preparation_of(&self, task: &TaskRow) -> Option<Preparation> {
+        let info = self.jobs.get(&task.job)?;
+        let TaskState::Running { node, .. } = &task.task.state else { return None };
+        info.preparation(self.core.is_prepared_for_good(task.job, node))
     }
 
     /// Puts away what is no longer needed of a task.

@@ -16,15 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use kiln_ids::{AccountName, PoolId};
+use kiln_ids::{AccountName, NodeId, PoolId};
 use kiln_time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
-use super::core::{Conn, Core, Effects, Input, JobKey, Now, ReadyTask, Refused, ReplyId, Row, Settings};
-use super::job_info::JobInfo;
+use super::core::{Conn, Core, Effects, Input, JobKey, Now, OnNode, ReadyTask, Refused, ReplyId, Row, Settings};
+use super::job_info::{self, JobInfo};
 use super::link::{Link, Mail};
 use super::note::Note;
 use crate::domain::job::JobState;
@@ -461,11 +461,30 @@ impl Actor {
         if let Some(info) = self.jobs.get_mut(&key) {
             info.loaded_to = after.max(visible);
         }
-        self.inputs.push_back(Input::Loaded { view, ready, running });
+        let nodes = self.nodes_of(key).await?;
+        self.inputs.push_back(Input::Loaded { view, ready, running, nodes });
         for task in reactivated {
             self.ready_again(key, task).await?;
         }
         Ok(())
+    }
+
+    /// What is known of a job's preparation and release on nodes of this pool.
+    async fn nodes_of(&self, job: JobKey) -> Result<Vec<(Arc<NodeId>, OnNode)>, Broken> {
+        let mut nodes = Vec::new();
+        if !self.jobs.get(&job).is_some_and(JobInfo::prepares) {
+            return Ok(nodes);
+        }
+        let mut after = None;
+        loop {
+            let page = self.context.store.job_nodes(job, after, LOAD_PAGE).await?;
+            let full = page.len() == LOAD_PAGE as usize;
+            after = page.last().map(|row| (row.node.key().into_owned(), row.pool.key().into_owned()));
+            nodes.extend(page.into_iter().filter(|row| row.pool == self.pool).map(job_info::on_node));
+            if !full {
+                return Ok(nodes);
+            }
+        }
     }
 
     /// A task that was activated again: at once, or when its former attempt is

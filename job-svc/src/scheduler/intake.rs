@@ -2,16 +2,17 @@
 
 use std::collections::HashSet;
 
-use kiln_proto::job::v1::{AttemptKey, TaskSpec};
+use kiln_proto::job::v1::{AttemptKey, JobNodeKey, JobNodeTask, NodeTaskInfo, TaskSpec};
 use prost::Message;
 
 use super::actor::{Actor, Broken, Waiter};
-use super::core::{Conn, Input, JobKey, JobView, ReadyTask, Row, Seen};
+use super::core::{Conn, Input, JobKey, JobView, NodeWord, ReadyTask, Row, Seen};
 use super::job_info::{self, JobInfo};
 use super::link::Link;
 use super::note::{Command, Hello, Note, Report, Up};
 use crate::domain::exit::{self, JobAction};
 use crate::domain::job::JobState;
+use crate::domain::job_tasks::{self, Progress};
 use crate::domain::needs::Needs;
 use crate::domain::task::{AttemptEnd, TaskState};
 use crate::store::{JobRow, TaskRow};
@@ -97,7 +98,12 @@ impl Actor {
                 self.inputs.pop_back();
                 let deleting = view.clone();
                 let before = JobView { state: JobState::Completed, version: 0, ..view };
-                self.inputs.push_back(Input::Loaded { view: before, ready: Vec::new(), running: Vec::new() });
+                self.inputs.push_back(Input::Loaded {
+                    view: before,
+                    ready: Vec::new(),
+                    running: Vec::new(),
+                    nodes: Vec::new(),
+                });
                 self.inputs.push_back(Input::Job { view: deleting, answer: false });
             }
         }
@@ -225,6 +231,11 @@ impl Actor {
                 self.links.remove(&conn);
                 self.inputs.push_back(Input::Disconnected { conn });
             }
+            Up::JobNodes(reports) => {
+                for (key, info) in reports {
+                    self.job_node(conn, key, info);
+                }
+            }
             Up::Reports(reports) => {
                 for (key, report) in reports {
                     self.report(conn, key, report);
@@ -250,6 +261,21 @@ impl Actor {
                 self.batch.mail.to(conn).acks.push(key);
             }
         }
+    }
+
+    fn job_node(&mut self, conn: Conn, key: JobNodeKey, info: NodeTaskInfo) {
+        let progress = job_tasks::progress(&info);
+        let word = match key.task() {
+            JobNodeTask::Preparation => Some(NodeWord::Preparation(progress)),
+            JobNodeTask::Release if progress != Progress::Running => Some(NodeWord::Released),
+            JobNodeTask::Release | JobNodeTask::Unspecified => None,
+        };
+        if let Some(word) = word {
+            self.inputs.push_back(Input::JobNode { conn, job: key.job_number, word });
+        }
+        self.keep_job_node(conn, &key, info);
+        // Also if the job is gone: the agent has to forget it.
+        self.batch.mail.to(conn).job_node_acks.push(key);
     }
 
     fn exit_action(&self, row: Row, end: &AttemptEnd) -> JobAction {

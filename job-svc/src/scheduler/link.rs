@@ -3,7 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use kiln_proto::job::v1::work_down::Message;
-use kiln_proto::job::v1::{Assignment, Assignments, AttemptKey, Cleanup, ReportAcks, StatusApplied, Stop, WorkDown};
+use kiln_proto::job::v1::{
+    Assignment, Assignments, AttemptKey, Cleanup, JobNodeAcks, JobNodeKey, ReleaseJob, ReportAcks, StatusApplied, Stop,
+    WorkDown,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +60,10 @@ pub struct LinkMail {
     pub acks: Vec<AttemptKey>,
     /// The latest status that was applied.
     pub status: Option<u64>,
+    /// Words about jobs that are durable.
+    pub job_node_acks: Vec<JobNodeKey>,
+    /// Jobs that are to be released.
+    pub releases: Vec<ReleaseJob>,
     /// Directories to remove.
     pub cleanup: Cleanup,
 }
@@ -84,6 +91,9 @@ impl LinkMail {
         if !self.acks.is_empty() {
             messages.push(Message::Acks(ReportAcks { attempts: self.acks }));
         }
+        if !self.job_node_acks.is_empty() {
+            messages.push(Message::JobNodeAcks(JobNodeAcks { keys: self.job_node_acks }));
+        }
         let mut bytes = 0;
         let mut group = Vec::new();
         for (size, assignment) in self.assignments {
@@ -100,6 +110,7 @@ impl LinkMail {
         if !self.stops.is_empty() {
             messages.push(Message::Stop(Stop { attempts: self.stops }));
         }
+        messages.extend(self.releases.into_iter().map(Message::Release));
         // Last: it says that no assignment from before is still to come.
         if let Some(version) = self.status {
             messages.push(Message::StatusApplied(StatusApplied { version }));

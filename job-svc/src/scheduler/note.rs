@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kiln_ids::NodeId;
-use kiln_proto::job::v1::{AttemptKey, WorkDown};
+use kiln_proto::job::v1::{AttemptKey, JobNodeKey, NodeTaskInfo, WorkDown};
 use kiln_time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -108,6 +108,8 @@ pub enum Up {
     Status(NodeStatus, u64),
     /// About its attempts.
     Reports(Vec<(AttemptKey, Report)>),
+    /// About preparations and releases of jobs.
+    JobNodes(Vec<(JobNodeKey, NodeTaskInfo)>),
     /// It ends in order.
     Goodbye,
     /// Its stream has ended.

@@ -331,13 +331,14 @@ async fn nodes_of_a_job_are_remembered(store: &impl Store) {
         pool: PoolId::parse(pool).unwrap(),
         node: Arc::new(NodeId::parse(node).unwrap()),
         incarnation: "life-1".into(),
+        barred: None,
         ran: false,
         preparation: None,
         release: None,
     };
     let job_nodes = vec![
         JobNodeWrite { preparation: info(7), ..about("N2", "p1") },
-        JobNodeWrite { ran: true, incarnation: "life-2".into(), ..about("n2", "p1") },
+        JobNodeWrite { ran: true, barred: Some("life-0".into()), incarnation: "life-2".into(), ..about("n2", "p1") },
         JobNodeWrite { release: info(0), ..about("n1", "p1") },
         // Another pool's node, and a job that is not there.
         JobNodeWrite { preparation: info(0), ..about("n3", "p2") },
@@ -351,7 +352,8 @@ async fn nodes_of_a_job_are_remembered(store: &impl Store) {
     let [first, second] = [&first[0], &rest[0]];
     assert_eq!((first.node.as_str(), &first.release, &first.preparation), ("n1", &info(0), &None));
     assert_eq!((second.node.as_str(), &second.preparation, second.ran), ("N2", &info(7), true));
-    assert_eq!((second.incarnation.as_str(), rest.len()), ("life-1", 1));
+    assert_eq!((second.incarnation.as_str(), second.barred.as_deref()), ("life-1", Some("life-0")));
+    assert_eq!(rest.len(), 1);
     let delete = JobChange::Event(JobEvent::Delete, |_| Vec::new());
     let none = Conditions::default();
     store.change_job(&account(), &job_id("nodes"), delete, none, Request::default(), at(300)).await.unwrap();

@@ -7,6 +7,8 @@ CREATE TABLE job_nodes (
     pool_id TEXT NOT NULL,
     -- Life of the agent that said the latest about the preparation.
     incarnation TEXT NOT NULL,
+    -- Life of the agent in which it failed while tasks waited for it.
+    barred TEXT,
     -- A task of the job has begun there.
     ran INTEGER NOT NULL,
     -- The latest word about each, as the agent said it.

@@ -254,6 +254,8 @@ pub struct JobNodeRow {
     pub node: NodeId,
     /// Life of the agent that said the latest about the preparation.
     pub incarnation: String,
+    /// Life of the agent in which the preparation failed while tasks waited.
+    pub barred: Option<String>,
     /// A task of the job has begun there.
     pub ran: bool,
     /// The latest word about the preparation.
@@ -273,6 +275,8 @@ pub struct JobNodeWrite {
     pub node: Arc<NodeId>,
     /// Life of its agent.
     pub incarnation: String,
+    /// The preparation failed in this life while tasks waited for it.
+    pub barred: Option<String>,
     /// A task of the job has begun there.
     pub ran: bool,
     /// A word about the preparation.

@@ -47,6 +47,8 @@ pub enum WaitReason {
     },
     /// It wants a node for itself, and something runs on each.
     NoEmptyNode,
+    /// The job's preparation failed on every node that takes tasks.
+    PreparationFailed,
     /// Others go first.
     BehindOthers,
 }
@@ -66,13 +68,28 @@ impl WaitReason {
             Self::NoFreeSlots => "NoFreeSlots",
             Self::NoFreeResources { .. } => "NoFreeResources",
             Self::NoEmptyNode => "NoEmptyNode",
+            Self::PreparationFailed => "PreparationFailed",
             Self::BehindOthers => "BehindOthers",
         }
     }
 
     /// Whether it stays so until somebody changes the pool or the task.
     pub fn is_for_ever(self) -> bool {
-        matches!(self, Self::RequiredSlotsTooLarge { .. } | Self::ResourcesTooLarge { .. } | Self::NoDedicatedNode)
+        match self {
+            Self::RequiredSlotsTooLarge { .. }
+            | Self::ResourcesTooLarge { .. }
+            | Self::NoDedicatedNode
+            | Self::PreparationFailed => true,
+            Self::NotWaiting
+            | Self::JobNotActive
+            | Self::NoNodes
+            | Self::TooFewNodes { .. }
+            | Self::MaxParallelTasks
+            | Self::NoFreeSlots
+            | Self::NoFreeResources { .. }
+            | Self::NoEmptyNode
+            | Self::BehindOthers => false,
+        }
     }
 }
 
@@ -98,10 +115,14 @@ impl Core {
         if fitting < usize::from(needs.instances) {
             return WaitReason::TooFewNodes { fitting };
         }
+        if self.is_barred_everywhere(key) {
+            return WaitReason::PreparationFailed;
+        }
         if job.view.max_parallel.is_some_and(|max| job.running >= max) {
             return WaitReason::MaxParallelTasks;
         }
-        no_room(nodes, needs).unwrap_or(WaitReason::BehindOthers)
+        let unbarred = nodes.into_iter().filter(|node| !self.is_barred(key, &node.name)).collect();
+        no_room(unbarred, needs).unwrap_or(WaitReason::BehindOthers)
     }
 
     /// Nodes that said what they have, also those that will be back.

@@ -9,11 +9,12 @@ impl Core {
         view: JobView,
         ready: Vec<ReadyTask>,
         running: Vec<(ReadyTask, Arc<NodeId>)>,
+        nodes: Vec<(Arc<NodeId>, OnNode)>,
         now: Now,
         fx: &mut Effects,
     ) {
         let key = view.key;
-        self.jobs.entry(key).or_insert_with(|| Job::new(view.clone()));
+        self.jobs.entry(key).or_insert_with(|| Job::new(view.clone(), nodes));
         for (task, node) in running {
             self.adopt(key, task, &node, now);
         }
@@ -50,6 +51,7 @@ impl Core {
     /// Forgets a job and what waits in it.
     pub(super) fn drop_job(&mut self, key: JobKey, fx: &mut Effects) {
         self.dequeue(key);
+        self.releasing.remove(&key);
         let Some(job) = self.jobs.remove(&key) else { return };
         self.waiting -= job.ready_count;
         self.forget_waiting(key, job.ready);
@@ -322,6 +324,10 @@ impl Core {
         if !state.is_transitional() || job.zombies > 0 {
             return;
         }
+        if matches!(state, JobState::Terminating | JobState::Deleting) && !self.is_released(key, now, fx) {
+            return;
+        }
+        let Some(job) = self.jobs.get_mut(&key) else { return };
         if job.linger_until > now.mono {
             self.timers.insert((job.linger_until, Timer::Job(key)));
             return;
@@ -402,7 +408,7 @@ impl Core {
         }
     }
 
-    fn dequeue(&mut self, key: JobKey) {
+    pub(super) fn dequeue(&mut self, key: JobKey) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let Some(order) = job.queued.take() else { return };
         for shape in job.queued_shapes.drain(..) {
@@ -417,8 +423,9 @@ impl Core {
 }
 
 impl Job {
-    fn new(view: JobView) -> Self {
+    fn new(view: JobView, nodes: Vec<(Arc<NodeId>, OnNode)>) -> Self {
         Self {
+            prep: view.preparation.map(|_| Box::new(Prep::new(nodes))),
             view,
             ready: BTreeMap::new(),
             ready_count: 0,

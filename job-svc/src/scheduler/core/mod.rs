@@ -10,6 +10,7 @@
 //! - [`nodes`]: agents, leases, attempts that run;
 //! - [`place`]: which task runs where;
 //! - [`explain`]: why tasks wait, and which wait for ever;
+//! - [`prep`]: preparation and release of jobs;
 //! - [`shapes`]: the different needs of tasks that wait.
 //!
 //! Rules that hold after every step ([`Core::check`] tests them):
@@ -30,13 +31,14 @@ mod explain_tests;
 mod jobs;
 mod nodes;
 mod place;
+mod prep;
 mod shapes;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +47,14 @@ use kiln_time::Timestamp;
 
 use crate::domain::exit::JobAction;
 use crate::domain::job::JobState;
+use crate::domain::job_tasks::{Progress, Rules};
 use crate::domain::needs::{Capacity, Held, Needs};
 use crate::domain::task::{AttemptEnd, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
 pub use explain::WaitReason;
+use prep::Prep;
+pub use prep::{NodeChange, NodeWord, OnNode};
 use shapes::{Shape, Shapes};
 
 /// Row of a task in the store.
@@ -102,6 +107,8 @@ pub struct JobView {
     pub default_retries: i32,
     /// When its wall clock runs out.
     pub wall_clock_end: Option<Timestamp>,
+    /// It prepares its nodes, and may release them.
+    pub preparation: Option<Rules>,
 }
 
 /// A task that waits.
@@ -177,6 +184,8 @@ pub enum Input {
         ready: Vec<ReadyTask>,
         /// Tasks that run, with their nodes.
         running: Vec<(ReadyTask, Arc<NodeId>)>,
+        /// What is known of its preparation and release on nodes of this pool.
+        nodes: Vec<(Arc<NodeId>, OnNode)>,
     },
     /// The job's row changed. `answer`: this is what became of a [`JobWrite`].
     Job {
@@ -307,6 +316,15 @@ pub enum Input {
         /// What its exit conditions say about the job, if this is final.
         action: JobAction,
     },
+    /// An agent speaks of a job's preparation or release on its node.
+    JobNode {
+        /// Its stream.
+        conn: Conn,
+        /// The job.
+        job: JobKey,
+        /// What it says.
+        word: NodeWord,
+    },
     /// An attempt that we do not know (any more) ended on this stream's node.
     ForeignEnded {
         /// The agent's stream.
@@ -327,6 +345,8 @@ pub enum Send {
     Stop(Conn, Row, u32),
     /// Stop the attempt at this place of the agent's list.
     StopSeen(Conn, u32),
+    /// Run the release of this job.
+    Release(Conn, JobKey),
 }
 
 /// Why a command was not done.
@@ -353,6 +373,8 @@ pub struct Effects {
     pub replies: Vec<(ReplyId, Result<(), Refused>)>,
     /// Attempts that gave up their slots without an event.
     pub forget: Vec<Row>,
+    /// What is to be remembered of jobs with preparation on nodes.
+    pub nodes: Vec<(JobKey, Arc<NodeId>, NodeChange)>,
     /// Jobs whose rows can be removed, after the commit.
     pub purge: Vec<JobKey>,
     /// Lease grants; need no commit.
@@ -391,6 +413,7 @@ struct Job {
     /// "All complete" was denied: tasks were added that we have not heard of yet.
     more_to_come: bool,
     linger_until: Duration,
+    prep: Option<Box<Prep>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -498,6 +521,10 @@ pub struct Core {
     /// A node has gone or changed: look at all of them.
     judge_all: bool,
     timers: BTreeSet<(Duration, Timer)>,
+    /// Jobs that wait for their releases.
+    releasing: BTreeSet<JobKey>,
+    /// Goes up when nodes come, go or change.
+    nodes_version: u64,
     /// Tasks that wait, of all jobs.
     waiting: usize,
     served: u64,
@@ -527,6 +554,8 @@ impl Core {
             unjudged: BTreeSet::new(),
             judge_all: false,
             timers: BTreeSet::new(),
+            releasing: BTreeSet::new(),
+            nodes_version: 0,
             waiting: 0,
             served: 0,
             pack: false,
@@ -544,7 +573,7 @@ impl Core {
     pub fn step(&mut self, input: Input, now: Now, fx: &mut Effects) {
         self.began.get_or_insert(now.mono);
         match input {
-            Input::Loaded { view, ready, running } => self.load(view, ready, running, now, fx),
+            Input::Loaded { view, ready, running, nodes } => self.load(view, ready, running, nodes, now, fx),
             Input::Job { view, answer } => self.change_job(view, answer, now, fx),
             Input::JobGone(job) => self.drop_job(job, fx),
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
@@ -562,7 +591,8 @@ impl Core {
             Input::Disconnected { conn } => self.disconnect(conn),
             Input::Started { conn, row, attempt, at } => self.started(conn, row, attempt, at, fx),
             Input::Ended { conn, row, attempt, end, action } => self.ended(conn, row, attempt, end, action, now, fx),
-            Input::ForeignEnded { conn } => self.foreign_ended(conn),
+            Input::ForeignEnded { conn } => self.foreign_ended(conn, fx),
+            Input::JobNode { conn, job, word } => self.heard_of(conn, job, word, now, fx),
             Input::Tick => self.tick(now, fx),
         }
     }

@@ -6,7 +6,7 @@ use crate::domain::spec::{INHERIT_RETRIES, affinity_hash};
 use crate::domain::task::{EndCause, MAX_INTERNAL_RETRIES, Verdict, judge};
 
 impl Core {
-    fn node_index(&mut self, name: &Arc<NodeId>, now: Now) -> u32 {
+    pub(super) fn node_index(&mut self, name: &Arc<NodeId>, now: Now) -> u32 {
         if let Some(index) = self.by_name.get(name) {
             return *index;
         }
@@ -197,6 +197,7 @@ impl Core {
             }
         }
         self.set_status(conn, status, now, fx);
+        self.offer_releases(index, fx);
     }
 
     pub(super) fn set_status(&mut self, conn: Conn, status: NodeStatus, now: Now, fx: &mut Effects) {
@@ -204,6 +205,8 @@ impl Core {
         let Some(node) = self.node(index) else { return };
         let less = node.status.has_more_than(&status);
         node.status = status;
+        self.nodes_version += 1;
+        let Some(node) = self.node(index) else { return };
         node.overbooked = !node.has_what_it_holds();
         let rows = if status.accepting { Vec::new() } else { node.rows.clone() };
         self.judge_all |= less;
@@ -294,6 +297,8 @@ impl Core {
         self.judge_all = true;
         self.nodes[index as usize] = None;
         self.unused.push(index);
+        self.nodes_version += 1;
+        self.excuse(&name, now, fx);
     }
 
     /// An attempt is over without a report.
@@ -308,6 +313,7 @@ impl Core {
 
     pub(super) fn started(&mut self, conn: Conn, row: Row, attempt: u32, at: Timestamp, fx: &mut Effects) {
         let Some(live) = self.current(conn, row, attempt) else { return };
+        self.note_begun(live.job, live.node, fx);
         if live.phase != Phase::Zombie {
             fx.tasks.push((row, live.job, TaskEvent::Start { attempt, at }));
         }
@@ -332,6 +338,11 @@ impl Core {
         fx: &mut Effects,
     ) {
         let Some(live) = self.current(conn, row, attempt) else { return };
+        if end.cause == EndCause::PreparationFailed {
+            self.bar(live.job, live.node, fx);
+        } else if end.start.is_some() {
+            self.note_begun(live.job, live.node, fx);
+        }
         let cause = match live.phase {
             Phase::Zombie => {
                 self.bury(row, live, now, fx);
@@ -367,10 +378,12 @@ impl Core {
         self.settle(live.job, now, fx);
     }
 
-    pub(super) fn foreign_ended(&mut self, conn: Conn) {
+    pub(super) fn foreign_ended(&mut self, conn: Conn, fx: &mut Effects) {
         let Some(index) = self.by_conn.get(&conn).copied() else { return };
-        if let Some(node) = self.node(index) {
-            node.foreign = node.foreign.saturating_sub(1);
+        let Some(node) = self.node(index) else { return };
+        node.foreign = node.foreign.saturating_sub(1);
+        if node.foreign == 0 {
+            self.offer_releases(index, fx);
         }
         self.refresh_node(index);
     }

@@ -20,14 +20,24 @@ impl Core {
     }
 
     fn fill(&mut self, fx: &mut Effects) {
+        // What found no node but those its job is barred from.
+        let mut passed: BTreeSet<(JobKey, Shape)> = BTreeSet::new();
         while let Some((most, _)) = self.free.last().copied() {
-            let Some(key) = self.next_job(most) else { return };
-            let Some((shape, row)) = self.oldest_fitting(key, most) else { return };
-            let Some(needs) = self.shapes.needs(shape) else { return };
+            let Some(key) = self.next_job(most) else { break };
+            let Some((shape, row)) = self.oldest_fitting(key, most, &passed) else {
+                self.dequeue(key);
+                continue;
+            };
+            let Some(needs) = self.shapes.needs(shape) else { break };
             let affinity = self.affinity(key, shape, row);
             // If there is none, that is remembered: the shape is not met again.
             let Some(index) = self.choose_node(shape, &needs, affinity) else { continue };
-            let Some(waiting) = self.take_ready(key, &needs, row) else { return };
+            let Some(index) = self.unbarred_node(key, &needs, index) else {
+                self.no_unbarred_node(key, row, fx);
+                passed.insert((key, shape));
+                continue;
+            };
+            let Some(waiting) = self.take_ready(key, &needs, row) else { break };
             let task = ReadyTask { attempt: waiting.attempt + 1, ..waiting };
             self.served += 1;
             if let Some(job) = self.jobs.get_mut(&key) {
@@ -36,12 +46,31 @@ impl Core {
             self.bind(key, task, index);
             self.requeue_job(key);
             if let Some(node) = self.nodes[index as usize].as_ref() {
-                fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone(), preparing: false }));
+                let preparing = self.has_to_prepare(key, &node.name);
+                fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone(), preparing }));
                 if let Some(conn) = node.conn {
                     fx.sends.push(Send::Assign(conn, row, task.attempt));
                 }
             }
         }
+        for (key, _) in passed {
+            self.requeue_job(key);
+        }
+    }
+
+    /// The node, or the next best one if the job is barred from it.
+    fn unbarred_node(&self, key: JobKey, needs: &Needs, first: u32) -> Option<u32> {
+        let Some(is_barred) = self.bars(key) else { return Some(first) };
+        if !is_barred(first) {
+            return Some(first);
+        }
+        if self.is_stuck(key) {
+            return None;
+        }
+        let node = |index: u32| self.nodes.get(index as usize).and_then(Option::as_ref);
+        let does = |index: &u32| node(*index).is_some_and(|node| node.fits(needs)) && !is_barred(*index);
+        let mut with_room = self.free.range((needs.slots, 0)..).map(|(_, index)| *index);
+        if self.pack { with_room.find(does) } else { with_room.rev().find(does) }
     }
 
     /// The job that goes first among those with a task that may fit.
@@ -52,9 +81,11 @@ impl Core {
         plain.into_iter().chain(rich).min().map(|(_, key)| *key)
     }
 
-    fn oldest_fitting(&self, key: JobKey, most: u16) -> Option<(Shape, Row)> {
+    fn oldest_fitting(&self, key: JobKey, most: u16, passed: &BTreeSet<(JobKey, Shape)>) -> Option<(Shape, Row)> {
         let job = self.jobs.get(&key)?;
-        let fitting = job.ready.iter().filter(|(shape, _)| self.shapes.may_fit(**shape, most));
+        let fitting = job.ready.iter().filter(|(shape, _)| {
+            self.shapes.may_fit(**shape, most) && (passed.is_empty() || !passed.contains(&(key, **shape)))
+        });
         let firsts = fitting.filter_map(|(shape, bucket)| {
             let manager = shape.as_plain().is_none() && self.shapes.needs(*shape).is_some_and(|needs| needs.manager);
             Some((!manager, *bucket.first_key_value()?.0, *shape))

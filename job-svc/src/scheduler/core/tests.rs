@@ -22,6 +22,7 @@ pub(super) fn job_view(key: JobKey) -> JobView {
         exit_actions: false,
         default_retries: 2,
         wall_clock_end: None,
+        preparation: None,
     }
 }
 
@@ -72,7 +73,7 @@ pub(super) fn now() -> Now {
 }
 
 pub(super) fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
-    core.step(Input::Loaded { view, ready, running: Vec::new() }, now(), &mut Effects::default());
+    core.step(Input::Loaded { view, ready, running: Vec::new(), nodes: Vec::new() }, now(), &mut Effects::default());
 }
 
 fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {

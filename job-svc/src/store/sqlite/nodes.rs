@@ -19,6 +19,7 @@ fn read(row: &Row<'_>) -> Result<JobNodeRow, StoreError> {
         ran: row.get(3)?,
         preparation: info(4)?,
         release: info(5)?,
+        barred: row.get(6)?,
     })
 }
 
@@ -31,7 +32,7 @@ pub(super) fn list(
 ) -> Result<Vec<JobNodeRow>, StoreError> {
     let (node, pool) = after.map_or(("", ""), |(node, pool)| (node, pool));
     let mut statement = connection.prepare_cached(
-        "SELECT pool_id, node_id, incarnation, ran, preparation, release FROM job_nodes
+        "SELECT pool_id, node_id, incarnation, ran, preparation, release, barred FROM job_nodes
          WHERE job = ?1 AND (node_key, pool_key) > (?2, ?3) ORDER BY node_key, pool_key LIMIT ?4",
     )?;
     let mut rows = statement.query(params![signed(job), node, pool, limit])?;
@@ -51,7 +52,7 @@ pub(super) fn write(connection: &Connection, account: &AccountName, write: &JobN
     let changed = connection
         .prepare_cached(
             "UPDATE job_nodes SET incarnation = CASE WHEN ?6 IS NULL THEN incarnation ELSE ?4 END, ran = max(ran, ?5),
-             preparation = coalesce(?6, preparation), release = coalesce(?7, release)
+             preparation = coalesce(?6, preparation), release = coalesce(?7, release), barred = coalesce(?9, barred)
              WHERE job = ?1 AND node_key = ?2 AND pool_key = ?3
              AND EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND account = ?8)",
         )?
@@ -63,15 +64,16 @@ pub(super) fn write(connection: &Connection, account: &AccountName, write: &JobN
             write.ran,
             preparation,
             release,
-            account.key()
+            account.key(),
+            write.barred,
         ])?;
     if changed > 0 {
         return Ok(());
     }
     connection
         .prepare_cached(
-            "INSERT INTO job_nodes (job, node_key, pool_key, node_id, pool_id, incarnation, ran, preparation, release)
-             SELECT ?1, ?2, ?3, ?9, ?10, ?4, ?5, ?6, ?7
+            "INSERT INTO job_nodes (job, node_key, pool_key, node_id, pool_id, incarnation, barred, ran, preparation,
+             release) SELECT ?1, ?2, ?3, ?10, ?11, ?4, ?9, ?5, ?6, ?7
              WHERE EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND account = ?8 AND pool_key = ?3)",
         )?
         .execute(params![
@@ -83,6 +85,7 @@ pub(super) fn write(connection: &Connection, account: &AccountName, write: &JobN
             preparation,
             release,
             account.key(),
+            write.barred,
             write.node.as_str(),
             write.pool.as_str(),
         ])?;

@@ -66,7 +66,7 @@ impl World {
         self.highest = last;
         let job = view.key;
         self.loaded_to.insert(job, last);
-        self.input(Input::Loaded { view, ready: waiting, running });
+        self.input(Input::Loaded { view, ready: waiting, running, nodes: Vec::new() });
         for row in again {
             self.ready_again(job, row);
         }
@@ -84,6 +84,7 @@ impl World {
                 }
                 Send::Assign(conn, row, attempt) => self.mail(conn, Down::Assign(row, attempt)),
                 Send::Stop(conn, row, attempt) => self.mail(conn, Down::Stop(row, attempt)),
+                Send::Release(..) => {}
                 Send::StopSeen(conn, token) => {
                     let (row, attempt) = self.seen[&conn][token as usize];
                     self.foreign.entry(conn).or_default().push((row, attempt));
