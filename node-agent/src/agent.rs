@@ -24,6 +24,7 @@ use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause}
 use crate::domain::environment::NodeFacts;
 use crate::domain::lease::Lease;
 use crate::domain::ledger::{Assigned, Key, Ledger};
+use crate::instance::Proceeds;
 use crate::job_tasks::Jobs;
 use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
@@ -86,6 +87,8 @@ pub struct Agent {
     pub node_token: Arc<RwLock<String>>,
     /// Until when directories of tasks stay.
     pub kept: Kept,
+    /// Primaries of multi-instance tasks that wait.
+    pub proceeds: Proceeds,
     /// Preparation and release of jobs.
     pub jobs: Jobs,
     /// Reports or status wait for job-svc.
@@ -177,6 +180,7 @@ impl Agent {
             output: parts.output,
             node_token: parts.node_token,
             kept: parts.kept,
+            proceeds: Proceeds::default(),
             jobs: Jobs::default(),
             work_due: Notify::new(),
             control_due: Notify::new(),

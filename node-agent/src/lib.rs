@@ -11,6 +11,7 @@
 //! | [`agent`] | what the loops share in one life of the agent |
 //! | [`control`], [`work`] | the two streams, and the watch over the lease |
 //! | [`run_attempt`], [`run_process`] | from assignment to result |
+//! | [`instance`] | instances of multi-instance tasks |
 //! | [`start_task`], [`job_tasks`], [`node_task`] | tasks of the node itself, and of jobs on it |
 //! | [`process`] | starting, watching and killing process trees |
 //! | [`stage`] | files in and out |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod control;
 pub mod domain;
 pub mod files;
+pub mod instance;
 pub mod job_tasks;
 mod lock;
 mod machine;

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use kiln_ids::TaskId;
-use kiln_proto::job::v1::Assignment;
+use kiln_proto::job::v1::{Assignment, MultiInstanceSettings};
 use kiln_telemetry::propagation;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::agent::Agent;
 use crate::domain::attempt::{Attempt, Event};
-use crate::domain::environment::{self, ProcessFacts, TaskFacts};
+use crate::domain::environment::{self, ProcessFacts, TaskFacts, Token};
 use crate::domain::failure::Failure;
 use crate::domain::ledger::Key;
+use crate::instance::{self, Coordination, Held};
 use crate::job_tasks;
 use crate::process::launch::Launch;
 use crate::process::supervisor::Running;
@@ -25,6 +26,8 @@ use crate::wire;
 /// A process that runs, and what is needed after its end.
 struct Started {
     running: Running,
+    /// Of an instance of a multi-instance task.
+    held: Option<Held>,
     dir: PathBuf,
     working_dir: PathBuf,
     environment: BTreeMap<String, String>,
@@ -60,11 +63,13 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
         return stop.is_cancelled();
     }
     tracing::debug!("attempt begins");
-    let Started { running, dir, working_dir, environment } = match begin(agent, key, assignment, stop, span).await {
+    let Started { running, held, dir, working_dir, environment } = match begin(agent, key, assignment, stop, span).await
+    {
         Ok(Some(started)) => started,
         Ok(None) => {
+            // An instance may have ended already; then this changes nothing.
             agent.apply(key, Event::Interrupted);
-            return true;
+            return stop.is_cancelled();
         }
         Err(failure) => {
             span.record("failure", failure.code);
@@ -81,6 +86,9 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     })
     .instrument(tracing::info_span!("task.run"))
     .await;
+    if let Some(held) = held {
+        held.release().await;
+    }
     span.record("exit_code", code);
     let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code, broken: None }) else {
         return true;
@@ -133,7 +141,8 @@ async fn is_prepared(agent: &Agent, key: &Key, assignment: &Assignment, stop: &C
     begins
 }
 
-/// Directory, resource files, process; `None` if a stop came first. Only the transfer of
+/// Directory, resource files, process; `None` if a stop came first, or if the attempt has
+/// ended before its own process. Only the transfer of
 /// files is broken off: a process that is just being started must not be lost.
 async fn begin(
     agent: &Arc<Agent>,
@@ -154,22 +163,30 @@ async fn begin(
     let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir).await?;
     let registration = agent.registration();
-    let fetch = agent
-        .input
-        .fetch_all(&spec.resource_files, &working_dir, &registration.blob_endpoint)
-        .instrument(tracing::info_span!("task.stage_in", files = spec.resource_files.len()));
+    let nothing = MultiInstanceSettings::default();
+    let settings = assignment.instance.as_ref().map(|_| spec.multi_instance.as_ref().unwrap_or(&nothing));
+    let common = settings.map(|settings| settings.common_resource_files.as_slice()).unwrap_or_default();
+    let is_primary = key.instance == 0;
+    let own = if is_primary { spec.resource_files.as_slice() } else { &[] };
+    let fetch = async {
+        agent.input.fetch_all(common, &dir, &registration.blob_endpoint).await?;
+        agent.input.fetch_all(own, &working_dir, &registration.blob_endpoint).await
+    }
+    .instrument(tracing::info_span!("task.stage_in", files = common.len() + own.len()));
     tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(None),
         fetched = fetch => fetched?,
     }
-    let marker = format!("{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt);
+    let marker = format!("{}/{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt, key.instance);
     let preparation = assignment.preparation.as_ref().and_then(|preparation| preparation.spec.as_ref());
     let task = TaskFacts {
         attempt: Some((key.attempt, spec.required_slots.max(1))),
         preparation_dir: preparation
             .filter(|preparation| TaskId::parse(&preparation.id).is_ok())
             .map(|preparation| job_tasks::preparation_dir(agent, &key.job, &preparation.id)),
+        instance: assignment.instance.as_ref().map(|instance| instance::facts(instance, &dir)),
+        token: Token(assignment.authentication_token.clone()),
         ..TaskFacts::new(&key.job, &key.task)
     };
     // Without an exporter there is no span of ours: the caller's goes on.
@@ -183,17 +200,43 @@ async fn begin(
         traceparent,
         tracestate: &assignment.tracestate,
     };
-    let settings = assignment.environment.iter().chain(&spec.environment);
+    let variables = assignment.environment.iter().chain(&spec.environment);
     let environment =
-        environment::build(&agent.facts(), &facts, settings.map(|setting| (&*setting.name, &*setting.value)));
+        environment::build(&agent.facts(), &facts, variables.map(|setting| (&*setting.name, &*setting.value)));
+    let held = match settings {
+        None => None,
+        Some(settings) => {
+            let coordination = Coordination {
+                command_line: &settings.coordination_command_line,
+                environment: &environment,
+                working_dir: &working_dir,
+                output: &output,
+                marker: &marker,
+                limit: wire::limit(spec.constraints.as_ref().and_then(|all| all.max_wall_clock_time.as_ref())),
+                is_primary,
+            };
+            match instance::hold_place(agent, key, coordination, stop).await? {
+                Some(held) => Some(held),
+                None => return Ok(None),
+            }
+        }
+    };
     let launch = Launch {
         command_line: spec.command_line.clone(),
         environment: environment.clone(),
         working_dir: working_dir.clone(),
         output,
     };
-    let running = run_process::start(&agent.supervisor, launch, marker).await?;
-    Ok(Some(Started { running, dir, working_dir, environment }))
+    let running = match run_process::start(&agent.supervisor, launch, marker).await {
+        Ok(running) => running,
+        Err(failure) => {
+            if let Some(held) = held {
+                held.release().await;
+            }
+            return Err(failure);
+        }
+    };
+    Ok(Some(Started { running, held, dir, working_dir, environment }))
 }
 
 fn queue_wait_ms(assignment: &Assignment) -> u64 {

@@ -226,8 +226,7 @@ impl Session {
             Down::Redirect(redirect) => return Some(redirect.endpoint),
             Down::Release(asked) => job_tasks::release(agent, asked),
             Down::JobNodeAcks(acks) => agent.jobs.acknowledged(&acks.keys),
-            // Nothing asks for this yet.
-            Down::Proceed(_) => {}
+            Down::Proceed(proceed) => agent.proceeds.proceed(&keys(&proceed.attempts)),
         }
         None
     }

@@ -13,6 +13,9 @@ const ARRAY_INDEX: &str = "KILN_ARRAY_INDEX";
 /// What the AZ_BATCH_ variable tells: below so much free disk a task is in danger.
 const RESERVED_DISK_BYTES: u64 = 1_000_000;
 
+/// Named with the primary's address: reserved for the service, which has no use for it.
+const MASTER_PORT: u16 = 6000;
+
 /// What every process of the node sees.
 #[derive(Debug, Clone)]
 pub struct NodeFacts {
@@ -44,12 +47,44 @@ pub struct TaskFacts {
     pub attempt: Option<(u32, i32)>,
     /// Absolute path of the directory of the job's preparation task.
     pub preparation_dir: Option<String>,
+    /// Which instance of a multi-instance task.
+    pub instance: Option<InstanceFacts>,
+    /// Opens the operations on its own job.
+    pub token: Token,
+}
+
+/// An instance among all of its task.
+#[derive(Debug, Clone)]
+pub struct InstanceFacts {
+    /// Of all nodes that run one; the primary's is the first.
+    pub addresses: Vec<String>,
+    /// It is the primary.
+    pub is_master: bool,
+    /// Where the common files are.
+    pub shared_dir: String,
+}
+
+/// A secret of the task; empty for none.
+#[derive(Clone, Default)]
+pub struct Token(pub String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "***" })
+    }
 }
 
 impl TaskFacts {
     /// Nothing but names.
     pub fn new(job_id: &str, task_id: &str) -> Self {
-        Self { job_id: job_id.to_owned(), task_id: task_id.to_owned(), attempt: None, preparation_dir: None }
+        Self {
+            job_id: job_id.to_owned(),
+            task_id: task_id.to_owned(),
+            attempt: None,
+            preparation_dir: None,
+            instance: None,
+            token: Token::default(),
+        }
     }
 }
 
@@ -124,6 +159,19 @@ pub fn build<'a>(
         if let Some(dir) = &task.preparation_dir {
             set("AZ_BATCH_JOB_PREP_DIR", dir);
             set("AZ_BATCH_JOB_PREP_WORKING_DIR", &format!("{dir}/wd"));
+        }
+        if let Some(instance) = &task.instance {
+            set("AZ_BATCH_HOST_LIST", &instance.addresses.join(","));
+            set("AZ_BATCH_NODE_LIST", &instance.addresses.join(";"));
+            set("AZ_BATCH_IS_CURRENT_NODE_MASTER", if instance.is_master { "true" } else { "false" });
+            let master = instance.addresses.first().map(String::as_str).unwrap_or_default();
+            set("AZ_BATCH_MASTER_NODE", &format!("{master}:{MASTER_PORT}"));
+            let nodes = instance.addresses.iter().map(|address| format!(" {address} 1"));
+            set("CCP_NODES", &format!("{}{}", instance.addresses.len(), nodes.collect::<String>()));
+            set("AZ_BATCH_TASK_SHARED_DIR", &instance.shared_dir);
+        }
+        if !task.token.0.is_empty() {
+            set("AZ_BATCH_AUTHENTICATION_TOKEN", &task.token.0);
         }
         if let Some((attempt, slots)) = task.attempt {
             set("KILN_TASK_ATTEMPT", &attempt.to_string());
@@ -233,6 +281,44 @@ mod tests {
         assert_eq!(variables["KILN_ATTEMPT_ID"], "inc/j/t/2");
         for absent in ["AZ_BATCH_NEW", "", "B=C", "NUL"] {
             assert!(!variables.contains_key(absent), "{absent}");
+        }
+    }
+
+    #[test]
+    fn instances_see_all_of_their_task_and_a_token_is_no_text_for_logs() {
+        let instance = InstanceFacts {
+            addresses: vec!["10.0.0.4".into(), "10.0.0.5".into()],
+            is_master: false,
+            shared_dir: "/n/root/workitems/j/job-1/t".into(),
+        };
+        let task = TaskFacts {
+            instance: Some(instance),
+            token: Token("secret".into()),
+            preparation_dir: Some("/n/root/workitems/j/job-1/prep".into()),
+            ..TaskFacts::new("j", "t")
+        };
+        assert!(!format!("{task:?}").contains("secret"));
+        let process = ProcessFacts {
+            task: Some(&task),
+            task_dir: "/d",
+            working_dir: "/d/wd",
+            marker: "m",
+            traceparent: "",
+            tracestate: "",
+        };
+        let variables = build(&node(), &process, [("CCP_NODES", "forged")]);
+        for (name, value) in [
+            ("AZ_BATCH_HOST_LIST", "10.0.0.4,10.0.0.5"),
+            ("AZ_BATCH_NODE_LIST", "10.0.0.4;10.0.0.5"),
+            ("AZ_BATCH_IS_CURRENT_NODE_MASTER", "false"),
+            ("AZ_BATCH_MASTER_NODE", "10.0.0.4:6000"),
+            ("CCP_NODES", "2 10.0.0.4 1 10.0.0.5 1"),
+            ("AZ_BATCH_TASK_SHARED_DIR", "/n/root/workitems/j/job-1/t"),
+            ("AZ_BATCH_AUTHENTICATION_TOKEN", "secret"),
+            ("AZ_BATCH_JOB_PREP_DIR", "/n/root/workitems/j/job-1/prep"),
+            ("AZ_BATCH_JOB_PREP_WORKING_DIR", "/n/root/workitems/j/job-1/prep/wd"),
+        ] {
+            assert_eq!(variables[name], value, "{name}");
         }
     }
 

@@ -12,6 +12,7 @@
 //! a subreaper, so orphans become its children; and every process inherits a
 //! variable with a marker in its environment.
 
+mod ended;
 pub mod guard;
 pub mod launch;
 pub mod supervisor;

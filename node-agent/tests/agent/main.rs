@@ -5,6 +5,7 @@
 mod blob;
 mod death;
 mod files;
+mod instances;
 mod job_tasks;
 mod service;
 mod start_task;

@@ -11,8 +11,9 @@ use kiln_node::JoinConfig;
 use kiln_proto::job::v1::attempt_report::What;
 use kiln_proto::job::v1::work_service_server::{WorkService, WorkServiceServer};
 use kiln_proto::job::v1::{
-    Assignment, Assignments, AttemptEnded, AttemptKey, JobNodeAcks, JobNodeReport, JobNodeTask, LeaseGrant,
-    NodeTaskInfo, NodeTaskState, ReportAcks, StatusApplied, TaskSpec, Welcome, WorkDown, WorkUp, work_down, work_up,
+    Assignment, Assignments, AttemptEnded, AttemptKey, AttemptReport, JobNodeAcks, JobNodeReport, JobNodeTask,
+    LeaseGrant, NodeTaskInfo, NodeTaskState, ReportAcks, StatusApplied, TaskSpec, Welcome, WorkDown, WorkUp, work_down,
+    work_up,
 };
 use kiln_proto::pool::v1::node_control_service_server::{NodeControlService, NodeControlServiceServer};
 use kiln_proto::pool::v1::{
@@ -250,6 +251,23 @@ impl Log {
             }),
             _ => false,
         })
+    }
+
+    /// Waits until the instance of a task is ready.
+    pub async fn ready(&self, task: &str) {
+        eventually(&format!("{task} is ready"), || async {
+            let work = self.work.lock().unwrap();
+            let is_ready = |report: &AttemptReport| {
+                matches!(report.what, Some(What::Ready(_)))
+                    && report.key.as_ref().is_some_and(|key| key.task_id == task)
+            };
+            let found = work.iter().any(|message| match message {
+                work_up::Message::Reports(reports) => reports.reports.iter().any(is_ready),
+                _ => false,
+            });
+            found.then_some(())
+        })
+        .await;
     }
 
     pub async fn result(&self, task: &str) -> AttemptEnded {
