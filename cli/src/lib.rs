@@ -12,6 +12,7 @@
 //! its own small runtime. Every other command gets the runtime it needs: many
 //! threads where services run, one where only calls are made.
 
+pub mod amounts;
 pub mod array;
 pub mod bench;
 pub mod command_line;

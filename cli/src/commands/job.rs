@@ -6,11 +6,13 @@ use clap::{Args, Subcommand};
 use kiln_client::Client;
 use kiln_proto::job::v1::{
     CountTasksRequest, CreateJobRequest, DeleteJobRequest, DisableJobRequest, DisableTasks, EnableJobRequest,
-    GetJobRequest, Job, JobConstraints, JobSpec, ListJobsRequest, OnAllTasksComplete, OnTaskFailure, TaskCounts,
-    TerminateJobRequest, UpdateJobRequest,
+    GetJobRequest, Job, JobConstraints, JobPreparationTask, JobReleaseTask, JobSpec, ListJobNodesRequest,
+    ListJobsRequest, NodeTaskInfo, OnAllTasksComplete, OnTaskFailure, TaskCounts, TaskSpec, TerminateJobRequest,
+    UpdateJobRequest,
 };
 
 use super::{ListArgs, environment, pages, parse_duration, parse_env, present};
+use crate::command_line;
 use crate::failure::Outcome;
 use crate::output::{self, Format, table, text};
 use crate::transfer::request_id;
@@ -74,6 +76,11 @@ pub enum JobCommand {
         /// Its id
         id: String,
     },
+    /// List the nodes a job was prepared on, with preparation and release
+    Nodes {
+        /// Its id
+        id: String,
+    },
 }
 
 /// What disabling a job does to its running tasks.
@@ -117,6 +124,15 @@ pub struct CreateArgs {
     /// A task that fails may end the job, if its exit conditions say so
     #[arg(long)]
     failure_ends_job: bool,
+    /// Tasks of jobs with a higher priority may take the place of its running tasks
+    #[arg(long)]
+    preemptible: bool,
+    /// Shell command that runs on a node before the first task there
+    #[arg(long, value_name = "COMMAND")]
+    prepare: Option<String>,
+    /// Shell command that runs on those nodes when the job has ended
+    #[arg(long, value_name = "COMMAND", requires = "prepare")]
+    release: Option<String>,
 }
 
 /// Carries out a subcommand.
@@ -151,7 +167,7 @@ pub async fn run(client: &Client, format: Format, command: JobCommand) -> Outcom
                 vec![
                     job.id.clone(),
                     state(job),
-                    spec.pool_id,
+                    pool(job),
                     spec.priority.to_string(),
                     text::time(job.creation_time.as_ref()),
                     text::time(job.end_time.as_ref()),
@@ -199,6 +215,7 @@ pub async fn run(client: &Client, format: Format, command: JobCommand) -> Outcom
             let request = EnableJobRequest { request_id: request_id(), id, precondition: None };
             show(format, jobs.enable_job(request).await?.into_inner().job)
         }
+        JobCommand::Nodes { id } => nodes(client, format, id).await,
         JobCommand::Counts { id } => {
             let counts = jobs.count_tasks(CountTasksRequest { job_id: id }).await?.into_inner();
             if format == Format::Json {
@@ -236,7 +253,61 @@ fn spec(args: CreateArgs) -> JobSpec {
         common_environment: environment(args.env),
         on_task_failure: on_failure.into(),
         uses_task_dependencies: args.dependencies,
+        allow_task_preemption: args.preemptible,
+        job_preparation_task: args.prepare.map(|command| JobPreparationTask {
+            task: Some(shell_task("jobpreparation", &command)),
+            ..JobPreparationTask::default()
+        }),
+        job_release_task: args.release.map(|command| JobReleaseTask { task: Some(shell_task("jobrelease", &command)) }),
         ..JobSpec::default()
+    }
+}
+
+fn shell_task(id: &str, command: &str) -> TaskSpec {
+    TaskSpec { id: id.to_owned(), command_line: command_line::shell(command), ..TaskSpec::default() }
+}
+
+async fn nodes(client: &Client, format: Format, id: String) -> Outcome {
+    let list = pages(u32::MAX, |page_size, page_token| {
+        let mut jobs = client.jobs();
+        let request = ListJobNodesRequest { job_id: id.clone(), page_size, page_token };
+        async move {
+            let page = jobs.list_job_nodes(request).await?.into_inner();
+            Ok((page.nodes, page.next_page_token))
+        }
+    })
+    .await?;
+    let header = ["node", "pool", "preparation", "exit", "retries", "release", "exit"];
+    output::list(format, "kiln.job.v1.JobNodeStatus", &list, &header, |node| {
+        let state = |info: Option<&NodeTaskInfo>| {
+            info.map(|info| match info.failure.as_ref() {
+                Some(failure) => failure.code.clone(),
+                None => text::word(info.state().as_str_name(), "NODE_TASK_STATE"),
+            })
+            .unwrap_or_default()
+        };
+        let exit = |info: Option<&NodeTaskInfo>| {
+            info.and_then(|info| info.exit_code).map(|code| code.to_string()).unwrap_or_default()
+        };
+        let (preparation, release) = (node.preparation.as_ref(), node.release.as_ref());
+        vec![
+            node.node_id.clone(),
+            node.pool_id.clone(),
+            state(preparation),
+            exit(preparation),
+            preparation.map(|info| info.retry_count.to_string()).unwrap_or_default(),
+            state(release),
+            exit(release),
+        ]
+    })
+}
+
+/// Also one that was made for the job.
+fn pool(job: &Job) -> String {
+    if job.pool_id.is_empty() {
+        job.spec.as_ref().map(|spec| spec.pool_id.clone()).unwrap_or_default()
+    } else {
+        job.pool_id.clone()
     }
 }
 
@@ -250,7 +321,7 @@ fn rows(job: &Job) -> Vec<(&'static str, String)> {
     vec![
         ("id", job.id.clone()),
         ("state", state(job)),
-        ("pool", spec.pool_id),
+        ("pool", pool(job)),
         ("priority", spec.priority.to_string()),
         ("max parallel", parallel.map(|count| count.to_string()).unwrap_or_default()),
         ("created", text::time(job.creation_time.as_ref())),

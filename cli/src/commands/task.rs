@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_client::Client;
+use kiln_proto::common::v1::Resources;
 use kiln_proto::gateway::v1::{ListTaskFilesRequest, ReadTaskFileRequest, read_task_file_response};
 use kiln_proto::job::v1::{
-    AddTaskRequest, DeleteTaskRequest, ExplainTaskRequest, GetTaskRequest, ListAttemptsRequest, ListTasksRequest,
-    ReactivateTaskRequest, Task, TaskConstraints, TaskDependencies, TaskSpec, TerminateTaskRequest,
+    AddTaskRequest, DeleteTaskRequest, ExplainTaskRequest, ExplainTaskResponse, GetTaskRequest, ListAttemptsRequest,
+    ListSubtasksRequest, ListTasksRequest, MultiInstanceSettings, ReactivateTaskRequest, Task, TaskConstraints,
+    TaskDependencies, TaskIdRange, TaskSpec, TerminateTaskRequest,
 };
 
 use super::{FILE_HEADER, ListArgs, copy_to_stdout, environment, file_row, pages, parse_duration, parse_env, present};
@@ -43,6 +45,8 @@ pub enum TaskCommand {
     Attempts(Which),
     /// Say why a task does not run yet
     Explain(Which),
+    /// List the other instances of a multi-instance task
+    Subtasks(Which),
     /// List the files of a task
     Files {
         /// The task
@@ -88,15 +92,30 @@ pub struct AddArgs {
     /// Slots it needs
     #[arg(long, default_value_t = 1)]
     slots: i32,
+    /// What it needs beside slots, for example cpu=1.5,memory=2GiB,disk=10GiB,gpus=1
+    #[arg(long, value_name = "NAME=AMOUNT,...", value_parser = crate::amounts::parse)]
+    resources: Option<Resources>,
+    /// Nodes it runs on at once; the command runs on the first, after --coordination ran on all
+    #[arg(long, value_name = "NODES", requires = "coordination")]
+    instances: Option<i32>,
+    /// Shell command that runs on every node of a task with --instances
+    #[arg(long, value_name = "COMMAND", requires = "instances")]
+    coordination: Option<String>,
+    /// Give it a token for operations on its own job
+    #[arg(long)]
+    job_access: bool,
     /// Time one run of it may take
     #[arg(long, value_parser = parse_duration)]
     timeout: Option<Duration>,
     /// Retries if it fails; -1 without end
     #[arg(long, allow_negative_numbers = true)]
     retries: Option<i32>,
-    /// Tasks that have to succeed before
-    #[arg(long, value_name = "TASK")]
-    after: Vec<String>,
+    /// Tasks that have to succeed before; again for more
+    #[arg(long, alias = "after", value_name = "TASK")]
+    depends_on: Vec<String>,
+    /// Tasks with these numbers as ids have to succeed before; again for more
+    #[arg(long, value_name = "FIRST-LAST", value_parser = parse_range)]
+    depends_on_range: Vec<TaskIdRange>,
     /// Program and arguments; run without a shell
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -149,13 +168,38 @@ pub async fn run(client: &Client, format: Format, command: TaskCommand) -> Outco
         TaskCommand::Attempts(which) => attempts(client, format, which).await,
         TaskCommand::Explain(Which { job: job_id, task: task_id }) => {
             let answer = jobs.explain_task(ExplainTaskRequest { job_id, task_id }).await?.into_inner();
-            output::show(format, "kiln.job.v1.ExplainTaskResponse", &answer, |answer| {
-                vec![("reason", answer.reason.clone()), ("message", answer.message.clone())]
-            })
+            output::show(format, "kiln.job.v1.ExplainTaskResponse", &answer, explanation)
         }
+        TaskCommand::Subtasks(which) => subtasks(client, format, which).await,
         TaskCommand::Files { which, prefix, limit } => files(client, format, which, prefix, limit).await,
         TaskCommand::Cat { which, path, follow } => cat(client, which, path, follow).await,
     }
+}
+
+fn explanation(answer: &ExplainTaskResponse) -> Vec<(&'static str, String)> {
+    let mut rows = vec![("reason", answer.reason.clone()), ("message", answer.message.clone())];
+    if answer.never {
+        rows.push(("never", "it cannot run unless the pool, the job or its parents are changed".to_owned()));
+    }
+    let details = answer.details.iter().map(|detail| ("detail", format!("{}: {}", detail.name, detail.value)));
+    rows.extend(details);
+    rows
+}
+
+async fn subtasks(client: &Client, format: Format, which: Which) -> Outcome {
+    let request = ListSubtasksRequest { job_id: which.job, task_id: which.task };
+    let list = client.jobs().list_subtasks(request).await?.into_inner().subtasks;
+    let header = ["instance", "state", "exit", "node", "run time", "failure"];
+    output::list(format, "kiln.job.v1.Subtask", &list, &header, |subtask| {
+        vec![
+            subtask.id.to_string(),
+            text::word(subtask.state().as_str_name(), "SUBTASK_STATE"),
+            subtask.exit_code.map(|code| code.to_string()).unwrap_or_default(),
+            subtask.node.as_ref().map(|node| node.node_id.clone()).unwrap_or_default(),
+            text::between(subtask.start_time.as_ref(), subtask.end_time.as_ref()),
+            subtask.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default(),
+        ]
+    })
 }
 
 async fn attempts(client: &Client, format: Format, which: Which) -> Outcome {
@@ -169,7 +213,7 @@ async fn attempts(client: &Client, format: Format, which: Which) -> Outcome {
         }
     })
     .await?;
-    let header = ["attempt", "outcome", "exit", "node", "assigned", "run time", "failure"];
+    let header = ["attempt", "outcome", "exit", "node", "assigned", "run time", "failure", "reason"];
     output::list(format, "kiln.job.v1.Attempt", &list, &header, |attempt| {
         vec![
             attempt.number.to_string(),
@@ -179,6 +223,7 @@ async fn attempts(client: &Client, format: Format, which: Which) -> Outcome {
             text::time(attempt.assigned_time.as_ref()),
             text::between(attempt.start_time.as_ref(), attempt.end_time.as_ref()),
             attempt.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default(),
+            attempt.reason.clone(),
         ]
     })
 }
@@ -244,10 +289,26 @@ fn spec(args: AddArgs) -> TaskSpec {
             max_task_retry_count: args.retries,
             retention_time: None,
         }),
-        depends_on: (!args.after.is_empty())
-            .then(|| TaskDependencies { task_ids: args.after, task_id_ranges: Vec::new() }),
+        depends_on: (!args.depends_on.is_empty() || !args.depends_on_range.is_empty())
+            .then_some(TaskDependencies { task_ids: args.depends_on, task_id_ranges: args.depends_on_range }),
+        resources: args.resources,
+        multi_instance: args.instances.map(|number_of_instances| MultiInstanceSettings {
+            number_of_instances,
+            coordination_command_line: command_line::shell(&args.coordination.unwrap_or_default()),
+            common_resource_files: Vec::new(),
+        }),
+        job_access: args.job_access,
         ..TaskSpec::default()
     }
+}
+
+/// `FIRST-LAST`, both included.
+fn parse_range(text: &str) -> Result<TaskIdRange, String> {
+    let number = |text: &str| text.trim().parse::<i32>().ok().filter(|number| *number >= 0);
+    text.split_once('-')
+        .and_then(|(start, end)| Some(TaskIdRange { start: number(start)?, end: number(end)? }))
+        .filter(|range| range.start <= range.end)
+        .ok_or_else(|| "has to be FIRST-LAST, for example 1-100".to_owned())
 }
 
 fn id(task: &Task) -> String {

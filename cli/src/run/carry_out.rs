@@ -7,12 +7,15 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use kiln_client::Client;
 use kiln_error::{Error, Kind};
+use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::Event;
+use kiln_proto::events::v1::event::Payload;
 use kiln_proto::gateway::v1::{ReadTaskFileRequest, read_task_file_response};
 use kiln_proto::job::v1::{AddTasksRequest, CountTasksRequest, CreateJobRequest, Task, TaskSpec};
 use kiln_proto::pool::v1::{CreatePoolRequest, ReadNodeFileRequest, read_node_file_response};
 use kiln_proto::storage::v1::Blob;
 
+use super::depends::Blocked;
 use super::model::{Container, Output, Workflow};
 use super::progress::{Phase, Progress};
 use super::specs::{self, Expected, Signed};
@@ -86,7 +89,7 @@ impl<'a> Run<'a> {
             self.stage(begin).await?;
         }
         let begin = Instant::now();
-        self.make_job().await?;
+        self.make_job(&signed).await?;
         self.add_tasks(&signed).await?;
         self.wait(begin).await?;
         self.summary.phases.tasks = Some(begin.elapsed());
@@ -161,10 +164,10 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn make_job(&mut self) -> Outcome {
+    async fn make_job(&mut self, signed: &Signed) -> Outcome {
         self.made.job = true;
         let id = self.workflow.job.id.clone();
-        let request = CreateJobRequest { request_id: request_id(), id, spec: Some(specs::job(self.workflow)) };
+        let request = CreateJobRequest { request_id: request_id(), id, spec: Some(specs::job(signed, self.workflow)) };
         if let Err(status) = self.client.jobs().create_job(request).await {
             // Somebody else's job of that name is not ours to delete.
             self.made.job = status.code() != tonic::Code::AlreadyExists;
@@ -200,13 +203,14 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Until every task is completed.
+    /// Until every task is completed, or waits for one that failed.
     async fn wait(&mut self, begin: Instant) -> Outcome {
         let mut job = Follow::job(&self.client, &self.workflow.job.id, false).into_batches();
         let total = self.workflow.tasks.len();
         let mut nodes = Nodes::new(&self.client, self.workflow, self.progress);
         let mut tasks = self.progress.count("tasks", total as u64);
         let mut tally = JobTally::default();
+        let mut blocked = Blocked::of(self.workflow);
         loop {
             tokio::select! {
                 events = job.next() => {
@@ -218,7 +222,11 @@ impl<'a> Run<'a> {
                         break;
                     }
                     for event in &events {
-                        tally.apply(event);
+                        if tally.apply(event)
+                            && let Some(Payload::Task(task)) = &event.payload
+                        {
+                            blocked.finished(&task.task_id, task.result() == ExecutionResult::Success);
+                        }
                     }
                     if tally.counts().running + tally.counts().completed() > 0 && self.summary.phases.nodes.is_none() {
                         self.summary.nodes_are_there();
@@ -248,6 +256,11 @@ impl<'a> Run<'a> {
             );
             tasks.set(counts.completed() as u64, message);
             if counts.completed() >= total {
+                break;
+            }
+            if blocked.count() > 0 && counts.completed() + blocked.count() >= total {
+                let problem = format!("{} tasks did not run: they wait for tasks that failed", blocked.count());
+                self.summary.problems.push(problem);
                 break;
             }
             if let Some(reason) = tally.ended() {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::expand::{Scope, near};
 use super::files;
-use super::model::{Container, Input, InputFile, JobPart, Output, PoolPart, StartPart, Workflow};
+use super::model::{Container, Input, InputFile, JobPart, NodeTaskPart, Output, PoolPart, StartPart, Workflow};
 use super::reader::{Field, Fields, Problem, Problems, Report};
 use super::tasks::{self, Names};
 use super::yaml;
@@ -67,7 +67,7 @@ fn read(root: Field<'_>, source: Source<'_>, report: &mut Report) -> Option<Work
     let outputs = read_outputs(&top, &run, source.base, &scope, report);
     let names = Names { inputs: &inputs, outputs: &outputs };
     let pool = read_pool(&top, &run, &names, &scope, report);
-    let job = read_job(&top, &run, &scope, report);
+    let job = read_job(&top, &run, &names, &scope, report);
     let timeout = top.get("timeout").and_then(|field| field.duration(&scope, report));
     let tasks = match top.require("tasks", report) {
         Some(field) => tasks::read(&field, &names, &scope, report),
@@ -285,10 +285,18 @@ fn read_start(field: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut 
     })
 }
 
-fn read_job(top: &Fields<'_>, run: &str, scope: &Scope, report: &mut Report) -> JobPart {
-    let mut job =
-        JobPart { id: run.to_owned(), priority: 0, max_parallel: None, timeout: None, retries: 0, env: Vec::new() };
-    let known = ["id", "priority", "max_parallel", "timeout", "retries", "env"];
+fn read_job(top: &Fields<'_>, run: &str, names: &Names<'_>, scope: &Scope, report: &mut Report) -> JobPart {
+    let mut job = JobPart {
+        id: run.to_owned(),
+        priority: 0,
+        max_parallel: None,
+        timeout: None,
+        retries: 0,
+        env: Vec::new(),
+        prepare: None,
+        release: None,
+    };
+    let known = ["id", "priority", "max_parallel", "timeout", "retries", "env", "prepare", "release"];
     let Some(fields) = top.get("job").and_then(|field| field.fields(&known, report)) else { return job };
     if let Some(id) = read_id(&fields, scope, report) {
         job.id = id;
@@ -302,7 +310,32 @@ fn read_job(top: &Fields<'_>, run: &str, scope: &Scope, report: &mut Report) -> 
         job.retries = retries;
     }
     job.env = fields.get("env").map(|field| field.environment(scope, report)).unwrap_or_default();
+    let known = ["command", "resources", "env", "timeout", "retries", "wait"];
+    job.prepare = fields.get("prepare").and_then(|field| read_node_task(&field, &known, names, scope, report));
+    job.release = fields.get("release").and_then(|field| read_node_task(&field, &known[..4], names, scope, report));
+    if let (Some(release), None) = (fields.get("release"), fields.get("prepare")) {
+        release.problem(report, "runs where prepare ran: the job needs that, too");
+    }
     job
+}
+
+fn read_node_task(
+    field: &Field<'_>,
+    known: &[&str],
+    names: &Names<'_>,
+    scope: &Scope,
+    report: &mut Report,
+) -> Option<NodeTaskPart> {
+    let fields = field.fields(known, report)?;
+    let command_line = tasks::read_command(&fields, scope, report);
+    Some(NodeTaskPart {
+        resources: tasks::read_resources(&fields, names, scope, report),
+        env: fields.get("env").map(|field| field.environment(scope, report)).unwrap_or_default(),
+        timeout: fields.get("timeout").and_then(|field| field.duration(scope, report)),
+        retries: fields.get("retries").and_then(|field| field.number(scope, -1, 1000, report)),
+        wait: fields.get("wait").and_then(|field| field.flag(scope, report)).unwrap_or(true),
+        command_line: command_line?,
+    })
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ fn unknown_fields_name_their_neighbours() {
         w.yaml:1:1: nmae: unknown field; did you mean "name"?
         w.yaml:3:5: tasks[0].command: is required
         w.yaml:4:5: tasks[0].comand: unknown field; did you mean "command"?
-        w.yaml:5:5: tasks[0].zzzzzz: unknown field; known here: id, for_each, command, resources, env, slots, timeout, retries, outputs
+        w.yaml:5:5: tasks[0].zzzzzz: unknown field; known here: id, for_each, command, resources, env, depends_on, slots, needs, timeout, retries, outputs
         "#);
 }
 

@@ -1,7 +1,7 @@
 //! `kiln run FILE.yaml`: a whole workflow with one command.
 //!
 //! - [`load`] reads and checks the file ([`yaml`], [`reader`], [`expand`],
-//!   [`files`], [`tasks`]) and gives a [`model::Workflow`]; `docs/workflow.md`
+//!   [`files`], [`tasks`], [`depends`]) and gives a [`model::Workflow`]; `docs/workflow.md`
 //!   is its manual;
 //! - [`specs`] turns that into messages of the API;
 //! - [`carry_out`] stages, makes pool and job, adds tasks, follows them
@@ -10,6 +10,7 @@
 
 pub mod carry_out;
 pub mod clean_up;
+pub mod depends;
 pub mod expand;
 pub mod files;
 pub mod load;

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kiln_proto::common::v1::Resources;
+
 /// A workflow that can be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Workflow {
@@ -114,6 +116,27 @@ pub struct JobPart {
     pub retries: i32,
     /// Environment of every task.
     pub env: Vec<(String, String)>,
+    /// What runs on a node before the first task there.
+    pub prepare: Option<NodeTaskPart>,
+    /// What runs on those nodes when the job has ended.
+    pub release: Option<NodeTaskPart>,
+}
+
+/// Preparation or release of a job on its nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeTaskPart {
+    /// Command line as the agent takes it.
+    pub command_line: String,
+    /// Files in its working directory.
+    pub resources: Vec<Resource>,
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Limit of one run.
+    pub timeout: Option<Duration>,
+    /// Retries; -1 without end; none of a release.
+    pub retries: Option<i32>,
+    /// Tasks wait for the success of the preparation.
+    pub wait: bool,
 }
 
 /// What a process gets in its working directory.
@@ -188,8 +211,12 @@ pub struct TaskPart {
     pub resources: Vec<Resource>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// Positions of tasks that have to succeed before.
+    pub depends_on: Vec<usize>,
     /// Slots it needs.
     pub slots: i32,
+    /// What it needs beside slots.
+    pub needs: Option<Resources>,
     /// Limit of one run.
     pub timeout: Option<Duration>,
     /// Retries; absent: the job's.

@@ -6,11 +6,13 @@ use std::time::Duration;
 use kiln_proto::common::v1::{
     EnvironmentSetting, OutputFile, OutputFileUploadCondition, ResourceFile, resource_file::Source,
 };
-use kiln_proto::job::v1::{JobConstraints, JobSpec, TaskConstraints, TaskSpec};
+use kiln_proto::job::v1::{
+    JobConstraints, JobPreparationTask, JobReleaseTask, JobSpec, TaskConstraints, TaskDependencies, TaskSpec,
+};
 use kiln_proto::pool::v1::{NodeFillType, PoolSpec, StartTask};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use super::model::{PoolPart, Resource, TaskPart, When, Workflow};
+use super::model::{NodeTaskPart, PoolPart, Resource, TaskPart, When, Workflow};
 
 /// How long signed URLs are valid if the run has no limit.
 const LONGEST: Duration = Duration::from_secs(7 * 86_400);
@@ -71,7 +73,7 @@ pub fn pool(pool: &PoolPart, signed: &Signed, workflow: &Workflow) -> PoolSpec {
 }
 
 /// The job to make.
-pub fn job(workflow: &Workflow) -> JobSpec {
+pub fn job(signed: &Signed, workflow: &Workflow) -> JobSpec {
     let job = &workflow.job;
     JobSpec {
         pool_id: workflow.pool.id.clone(),
@@ -82,7 +84,32 @@ pub fn job(workflow: &Workflow) -> JobSpec {
             max_task_retry_count: job.retries,
         }),
         common_environment: environment(&job.env),
+        uses_task_dependencies: workflow.tasks.iter().any(|task| !task.depends_on.is_empty()),
+        job_preparation_task: job.prepare.as_ref().map(|prepare| JobPreparationTask {
+            task: Some(node_task("jobpreparation", prepare, signed, workflow)),
+            wait_for_success: Some(prepare.wait),
+            rerun_on_node_reboot_after_success: None,
+        }),
+        job_release_task: job
+            .release
+            .as_ref()
+            .map(|release| JobReleaseTask { task: Some(node_task("jobrelease", release, signed, workflow)) }),
         ..JobSpec::default()
+    }
+}
+
+fn node_task(id: &str, part: &NodeTaskPart, signed: &Signed, workflow: &Workflow) -> TaskSpec {
+    TaskSpec {
+        id: id.to_owned(),
+        command_line: part.command_line.clone(),
+        resource_files: part.resources.iter().map(|resource| resource_file(resource, signed, workflow)).collect(),
+        environment: environment(&part.env),
+        constraints: Some(TaskConstraints {
+            max_wall_clock_time: part.timeout.map(kiln_proto::time::duration),
+            max_task_retry_count: part.retries,
+            retention_time: None,
+        }),
+        ..TaskSpec::default()
     }
 }
 
@@ -110,6 +137,11 @@ pub fn task(task: &TaskPart, signed: &Signed, workflow: &Workflow) -> TaskSpec {
             .collect(),
         environment: environment(&task.env),
         required_slots: task.slots,
+        resources: task.needs,
+        depends_on: (!task.depends_on.is_empty()).then(|| TaskDependencies {
+            task_ids: task.depends_on.iter().map(|parent| workflow.tasks[*parent].id.clone()).collect(),
+            task_id_ranges: Vec::new(),
+        }),
         constraints: Some(TaskConstraints {
             max_wall_clock_time: task.timeout.map(kiln_proto::time::duration),
             max_task_retry_count: task.retries,

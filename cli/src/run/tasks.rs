@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 
+use kiln_proto::common::v1::Resources;
+
+use super::depends::{self, Wish};
 use super::expand::{Scope, near};
 use super::model::{Input, Output, Resource, TaskOutput, TaskPart, When};
 use super::reader::{Field, Fields, Report};
 use super::yaml::Value;
-use crate::command_line;
+use crate::{amounts, command_line};
 
 /// Variables that only templates have; `vars` cannot use their names.
 pub const RESERVED: [&str; 5] = ["index", "file", "name", "stem", "item"];
@@ -35,24 +38,35 @@ pub fn read(field: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut Re
     if entries.is_empty() && matches!(field.node.value, Value::List(_)) {
         field.problem(report, "needs at least one task");
     }
-    let mut list = Vec::new();
+    let mut list = List::default();
     for entry in &entries {
         read_entry(entry, names, scope, report, &mut list);
-        if list.len() > MAX_TASKS {
+        if list.tasks.len() > MAX_TASKS {
             entry.problem(report, format!("more than {MAX_TASKS} tasks"));
-            return list;
+            return list.tasks;
         }
     }
-    check_unique(&list, field, report);
-    list
+    check_unique(&list.tasks, field, report);
+    if report.is_clean() {
+        depends::resolve(&mut list.tasks, &list.wishes, report);
+    }
+    list.tasks
 }
 
-const KNOWN: [&str; 9] = ["id", "for_each", "command", "resources", "env", "slots", "timeout", "retries", "outputs"];
+/// Tasks in the making.
+#[derive(Default)]
+struct List<'a> {
+    tasks: Vec<TaskPart>,
+    wishes: Vec<Wish<'a>>,
+}
 
-fn read_entry(entry: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut Report, list: &mut Vec<TaskPart>) {
+const KNOWN: [&str; 11] =
+    ["id", "for_each", "command", "resources", "env", "depends_on", "slots", "needs", "timeout", "retries", "outputs"];
+
+fn read_entry<'a>(entry: &Field<'a>, names: &Names<'_>, scope: &Scope, report: &mut Report, list: &mut List<'a>) {
     let Some(fields) = entry.fields(&KNOWN, report) else { return };
     let Some(for_each) = fields.get("for_each") else {
-        list.extend(read_task(&fields, names, scope, None, report));
+        read_task(&fields, names, scope, None, report, list);
         return;
     };
     let Some(items) = read_items(&for_each, names, scope, report) else { return };
@@ -67,7 +81,8 @@ fn read_entry(entry: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut 
                 }
                 scope.set("index", (index + 1).to_string());
                 let own = Resource::File { input, file: index };
-                if !push(read_task(&fields, names, &scope, Some(own), report), list, report) {
+                read_task(&fields, names, &scope, Some(own), report, list);
+                if !goes_on(list, report) {
                     return;
                 }
             }
@@ -77,7 +92,8 @@ fn read_entry(entry: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut 
                 let mut scope = scope.clone();
                 scope.set("item", value);
                 scope.set("index", (index + 1).to_string());
-                if !push(read_task(&fields, names, &scope, None, report), list, report) {
+                read_task(&fields, names, &scope, None, report, list);
+                if !goes_on(list, report) {
                     return;
                 }
             }
@@ -86,9 +102,8 @@ fn read_entry(entry: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut 
 }
 
 /// A template with a mistake has it for every item: stop at the first.
-fn push(task: Option<TaskPart>, list: &mut Vec<TaskPart>, report: &Report) -> bool {
-    list.extend(task);
-    report.is_clean() && list.len() <= MAX_TASKS
+fn goes_on(list: &List<'_>, report: &Report) -> bool {
+    report.is_clean() && list.tasks.len() <= MAX_TASKS
 }
 
 fn read_items(field: &Field<'_>, names: &Names<'_>, scope: &Scope, report: &mut Report) -> Option<Items> {
@@ -127,13 +142,14 @@ fn unknown_name<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>
     message
 }
 
-fn read_task(
-    fields: &Fields<'_>,
+fn read_task<'a>(
+    fields: &Fields<'a>,
     names: &Names<'_>,
     scope: &Scope,
     own: Option<Resource>,
     report: &mut Report,
-) -> Option<TaskPart> {
+    list: &mut List<'a>,
+) {
     let id = fields.require("id", report).and_then(|field| {
         let text = field.text(scope, report)?;
         let id = id_text(&text, 64);
@@ -147,16 +163,52 @@ fn read_task(
     let mut resources: Vec<Resource> = own.into_iter().collect();
     resources.extend(read_resources(fields, names, scope, report));
     let outputs = read_outputs(fields, id.as_deref().unwrap_or_default(), names, scope, report);
-    Some(TaskPart {
+    let task = list.tasks.len();
+    for field in fields.get("depends_on").map(|field| field.one_or_many(report)).unwrap_or_default() {
+        if let Some(text) = field.text(scope, report) {
+            list.wishes.push(Wish { task, text: parent_text(&text), field });
+        }
+    }
+    let env = fields.get("env").map(|field| field.environment(scope, report)).unwrap_or_default();
+    let slots = fields.get("slots").and_then(|field| field.number(scope, 1, 256, report)).unwrap_or(1);
+    let needs = fields.get("needs").and_then(|field| read_needs(&field, scope, report));
+    let timeout = fields.get("timeout").and_then(|field| field.duration(scope, report));
+    let retries = fields.get("retries").and_then(|field| field.number(scope, -1, 1000, report));
+    let (Some(id), Some(command_line)) = (id, command_line) else { return };
+    list.tasks.push(TaskPart {
+        id,
+        command_line,
         resources,
-        env: fields.get("env").map(|field| field.environment(scope, report)).unwrap_or_default(),
-        slots: fields.get("slots").and_then(|field| field.number(scope, 1, 256, report)).unwrap_or(1),
-        timeout: fields.get("timeout").and_then(|field| field.duration(scope, report)),
-        retries: fields.get("retries").and_then(|field| field.number(scope, -1, 1000, report)),
+        env,
+        depends_on: Vec::new(),
+        slots,
+        needs,
+        timeout,
+        retries,
         outputs,
-        id: id?,
-        command_line: command_line?,
-    })
+    });
+}
+
+/// The id of a parent as tasks get theirs; a `*` stays.
+fn parent_text(text: &str) -> String {
+    match text.split_once('*') {
+        None => id_text(text, 64),
+        Some((begin, end)) => format!("{begin}*{end}"),
+    }
+}
+
+/// The `needs` field: amounts by name.
+fn read_needs(field: &Field<'_>, scope: &Scope, report: &mut Report) -> Option<Resources> {
+    let fields = field.fields(&amounts::NAMES, report)?;
+    let mut resources = Resources::default();
+    for name in amounts::NAMES {
+        let Some(field) = fields.get(name) else { continue };
+        let text = field.text(scope, report)?;
+        if let Err(message) = amounts::set(&mut resources, name, &text) {
+            field.problem(report, message);
+        }
+    }
+    Some(resources)
 }
 
 /// `text` with only the characters of an id, runs of others as one `-`.
