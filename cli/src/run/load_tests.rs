@@ -91,6 +91,36 @@ fn a_whole_file_becomes_a_workflow() {
 }
 
 #[test]
+fn a_job_prepares_its_nodes_and_tasks_say_what_they_need() {
+    let text = "
+inputs:
+  script: {files: count.py}
+job:
+  prepare: {command: make, resources: script, wait: false, retries: 2}
+  release: {command: [rm, -r, x], timeout: 5m}
+tasks:
+  - {id: a, command: x, needs: {cpu: 1.5, memory: 2GiB, gpus: 1}}
+";
+    let workflow = load_with(text, &[]).unwrap();
+    let signed = crate::run::specs::Signed { inputs: vec!["http://h/c?s".to_owned()], outputs: Vec::new() };
+    let job = crate::run::specs::job(&signed, &workflow);
+    let prepare = job.job_preparation_task.unwrap();
+    assert_eq!(prepare.wait_for_success, Some(false));
+    let prepare = prepare.task.unwrap();
+    assert_eq!((prepare.id.as_str(), prepare.resource_files.len()), ("jobpreparation", 1));
+    assert_eq!(prepare.constraints.unwrap().max_task_retry_count, Some(2));
+    let release = job.job_release_task.unwrap().task.unwrap();
+    assert_eq!((release.command_line.as_str(), release.constraints.unwrap().max_task_retry_count), ("rm -r x", None));
+    assert!(!job.uses_task_dependencies);
+    let task = crate::run::specs::task(&workflow.tasks[0], &signed, &workflow);
+    let needs = task.resources.unwrap();
+    assert_eq!((needs.cpu_millis, needs.memory_bytes, needs.disk_bytes, needs.gpus), (1500, 2 << 30, 0, 1));
+
+    let alone = problems("job: {release: {command: x}}\ntasks: [{id: a, command: x}]\n");
+    assert!(alone.contains("job.release: runs where prepare ran"), "{alone}");
+}
+
+#[test]
 fn the_smallest_file() {
     let workflow = load_with("tasks:\n  - {id: a, command: \"true\"}\n", &[]).unwrap();
     assert_eq!(workflow.run, "w-abc123");
@@ -123,20 +153,22 @@ tasks:
     command: ''
     resources: {url: \"ftp://x\"}
     env: [A]
+    needs: {cpu: lots}
     outputs: [{files: x, to: nowhere, when: sometimes}]
 ";
     insta::assert_snapshot!(problems(text), @r#"
         w.yaml:3:10: pool.nodes: "many" is not a whole number from 1 to 1000
         w.yaml:4:10: pool.slots: "0" is not a whole number from 1 to 256
         w.yaml:5:9: pool.fill: "sprad" is neither "spread" nor "pack"
-        w.yaml:6:6: job: has to be a mapping with some of: id, priority, max_parallel, timeout, retries, env
+        w.yaml:6:6: job: has to be a mapping with some of: id, priority, max_parallel, timeout, retries, env, prepare, release
         w.yaml:7:10: timeout: "soon" is not a duration such as 90s, 15m or 1h30m
         w.yaml:10:14: tasks[0].command: is empty
         w.yaml:11:16: tasks[0].resources: a url needs the path of the file it becomes
         w.yaml:11:22: tasks[0].resources.url: "ftp://x" is no http or https URL
         w.yaml:12:10: tasks[0].env: has to be a mapping of names to values
-        w.yaml:13:30: tasks[0].outputs[0].to: there is no output "nowhere"; the file has no outputs
-        w.yaml:13:45: tasks[0].outputs[0].when: "sometimes" is none of: success, failure, always
+        w.yaml:13:18: tasks[0].needs.cpu: cpu: "lots" is no amount such as 2, 0.5 or 500m
+        w.yaml:14:30: tasks[0].outputs[0].to: there is no output "nowhere"; the file has no outputs
+        w.yaml:14:45: tasks[0].outputs[0].when: "sometimes" is none of: success, failure, always
         "#);
 }
 
