@@ -11,6 +11,7 @@ impl World {
                 for key in self.agents[at].alive.clone() {
                     self.end(at, key, EndCause::AgentFailure, 137);
                 }
+                self.stop_job_tasks(at);
             }
         }
         self.input(Input::Tick);
@@ -78,8 +79,12 @@ impl World {
         if let Some(view) = self.jobs.get_mut(&job)
             && let Ok(state) = view.state.apply(event)
         {
+            let was_over = view.state == JobState::Completed;
             view.state = state;
             view.version += 1;
+            // It has been released.
+            view.preparation =
+                view.preparation.map(|rules| Rules { release: rules.release.filter(|_| !was_over), ..rules });
             self.notes.push_back(Note::JobChanged(job));
         }
     }
@@ -106,8 +111,11 @@ impl World {
             50..=64 => self.commit(),
             65..=69 => self.add(),
             70..=77 => {
-                let alive = &self.agents[at].alive;
-                if let Some(key) = alive.first().copied() {
+                if self.rng.random_bool(0.5) {
+                    let well = self.rng.random_bool(0.8);
+                    self.end_job_task(at, well);
+                }
+                if let Some(key) = self.begun(at).first().copied() {
                     let code = i32::from(self.rng.random_bool(0.3));
                     self.end(at, key, EndCause::Exited, code);
                 }

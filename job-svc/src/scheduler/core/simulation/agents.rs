@@ -45,6 +45,8 @@ impl World {
         agent.stream = 0;
         agent.leaving = false;
         agent.draining = None;
+        agent.jobs.clear();
+        agent.words.clear();
     }
 
     /// Something that was said on a broken stream arrives, or its end.
@@ -90,6 +92,7 @@ impl World {
         for key in self.agents[at].alive.clone() {
             self.end(at, key, EndCause::AgentFailure, 137);
         }
+        self.stop_job_tasks(at);
         self.agents[at].up.push_back(Up::Goodbye);
         self.agents[at].leaving = true;
     }
@@ -110,6 +113,9 @@ impl World {
         agent.up.push_back(Up::Hello(hello));
         for (row, attempt, end) in agent.results.clone() {
             agent.up.push_back(Up::Ended(row, attempt, end));
+        }
+        for word in agent.words.clone() {
+            agent.up.push_back(Up::Word(word));
         }
         self.ask_lease(at);
     }
@@ -153,6 +159,7 @@ impl World {
             }
             Up::Lease(sequence) => self.input(Input::Lease { conn, sequence }),
             Up::Status(status) => self.input(Input::Status { conn, status }),
+            Up::Word(word) => self.hear_word(conn, word),
             Up::Goodbye => self.input(Input::Goodbye { conn }),
             Up::Started(row, attempt) => {
                 let at = self.now().wall;
@@ -175,11 +182,10 @@ impl World {
         let agent = &mut self.agents[at];
         match agent.down.pop_front() {
             None => {}
-            Some(Down::Assign(..) | Down::Stop(..)) if agent.leaving => {}
-            Some(Down::Assign(row, attempt)) => {
-                agent.alive.push((row, attempt));
-                agent.up.push_back(Up::Started(row, attempt));
-            }
+            Some(Down::Assign(..) | Down::Stop(..) | Down::Release(_)) if agent.leaving => {}
+            Some(Down::Assign(row, attempt, job, done)) => self.arrive(at, (row, attempt), job, done),
+            Some(Down::Release(job)) => self.run_release(at, job),
+            Some(Down::WordAck(sequence)) => agent.words.retain(|word| word.sequence != sequence),
             Some(Down::Stop(row, attempt)) => self.end(at, (row, attempt), EndCause::Stopped, 137),
             Some(Down::Ack(row, attempt)) => {
                 agent.results.retain(|result| (result.0, result.1) != (row, attempt));
@@ -209,5 +215,6 @@ impl World {
         if agent.conn.is_some() {
             agent.up.push_back(Up::Ended(key.0, key.1, end));
         }
+        self.leave(at, key);
     }
 }

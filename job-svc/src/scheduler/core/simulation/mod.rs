@@ -12,10 +12,12 @@
 //!
 //! - [`agents`]: agents and streams;
 //! - [`store`]: what is durable and what is heard late;
+//! - [`preparation`]: preparations and releases of jobs;
 //! - [`accidents`]: what users and fate do.
 
 mod accidents;
 mod agents;
+mod preparation;
 mod store;
 
 use std::collections::{HashSet, VecDeque};
@@ -27,6 +29,7 @@ use super::tests::{LEASE, job_view, name, node_status, ready_with, settings};
 use super::*;
 use crate::domain::job::{DisableTasks, JobEvent};
 use crate::domain::task::{AttemptRecord, EndCause, Outcome, Phase as TaskPhase, Task, TaskState};
+use preparation::{AgentJob, Heard, Word};
 
 #[derive(Debug, Clone)]
 enum Up {
@@ -35,6 +38,7 @@ enum Up {
     Status(NodeStatus),
     Started(Row, u32),
     Ended(Row, u32, AttemptEnd),
+    Word(Word),
     Goodbye,
 }
 
@@ -57,9 +61,12 @@ enum Note {
 
 #[derive(Debug, Clone)]
 enum Down {
-    Assign(Row, u32),
+    /// With its job, and whether that need not be prepared any more.
+    Assign(Row, u32, JobKey, bool),
     Stop(Row, u32),
     Ack(Row, u32),
+    Release(JobKey),
+    WordAck(u64),
     Grant(u64),
 }
 
@@ -78,6 +85,9 @@ struct FakeAgent {
     alive: Vec<(Row, u32)>,
     /// Results that were not acknowledged.
     results: Vec<(Row, u32, AttemptEnd)>,
+    jobs: BTreeMap<JobKey, AgentJob>,
+    /// Words that were not acknowledged.
+    words: Vec<Word>,
     lease_end: Duration,
     requests: HashMap<u64, Duration>,
     sequence: u64,
@@ -100,10 +110,19 @@ struct World {
     rng: StdRng,
     mono: Duration,
     core: Core,
-    /// Effects that are not durable, with the acks that wait for them.
-    pending: VecDeque<(Effects, Acks)>,
+    /// Effects that are not durable, with the acks and words that wait for them.
+    pending: VecDeque<(Effects, Acks, Vec<Heard>)>,
     tasks: BTreeMap<Row, Stored>,
     jobs: BTreeMap<JobKey, JobView>,
+    /// What is durable of jobs on nodes.
+    nodes: BTreeMap<(JobKey, Arc<NodeId>), OnNode>,
+    /// Where a preparation has ended well in some life.
+    ever_prepared: HashSet<(usize, JobKey)>,
+    /// Releases that are being stopped.
+    stopped: Vec<(usize, JobKey)>,
+    next_word: u64,
+    /// Attempts that were assigned to nodes that need not be prepared.
+    for_good: HashSet<(Conn, Row, u32)>,
     agents: Vec<FakeAgent>,
     seen: HashMap<Conn, Vec<(Row, u32)>>,
     foreign: HashMap<Conn, Vec<(Row, u32)>>,
@@ -132,6 +151,11 @@ impl World {
             pending: VecDeque::new(),
             tasks: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            ever_prepared: HashSet::new(),
+            stopped: Vec::new(),
+            next_word: 0,
+            for_good: HashSet::new(),
             agents: (0..3).map(|_| FakeAgent::default()).collect(),
             seen: HashMap::new(),
             foreign: HashMap::new(),
@@ -157,6 +181,7 @@ impl World {
         self.next_job += 1;
         view.priority = self.rng.random_range(-1..=1);
         view.max_parallel = self.rng.random_bool(0.3).then_some(2);
+        view.preparation = self.random_rules();
         self.notes.push_back(Note::JobChanged(view.key));
         self.jobs.insert(view.key, view);
     }
@@ -176,6 +201,10 @@ impl World {
     }
 
     fn input_with_ack(&mut self, input: Input, acks: Vec<(Conn, Row, u32)>) {
+        self.input_with(input, acks, Vec::new());
+    }
+
+    fn input_with(&mut self, input: Input, acks: Vec<(Conn, Row, u32)>, heard: Vec<Heard>) {
         let mut fx = Effects::default();
         let now = self.now();
         self.core.step(input, now, &mut fx);
@@ -189,7 +218,16 @@ impl World {
             self.break_stream(conn);
         }
         self.purged.extend(fx.purge.iter());
-        self.pending.push_back((fx, acks));
+        for send in &fx.sends {
+            if let Send::Assign(conn, row, attempt) = send
+                && let Some(job) = self.core.live.get(row).map(|live| live.job)
+                && let Some((node, _)) = self.core.node_of(*conn)
+                && self.core.is_prepared_for_good(job, &node)
+            {
+                self.for_good.insert((*conn, *row, *attempt));
+            }
+        }
+        self.pending.push_back((fx, acks, heard));
     }
 
     fn check(&self) {
@@ -222,11 +260,12 @@ impl World {
         };
         !self.tasks.values().any(open)
             && !self.jobs.values().any(unsettled)
-            && self.agents.iter().all(|agent| agent.results.is_empty())
+            && self.agents.iter().all(|agent| agent.results.is_empty() && agent.words.is_empty())
     }
 
     /// No more accidents: everything has to come to its end.
     fn calm_down(&mut self) {
+        self.replace_failed();
         for round in 0..4000 {
             for at in 0..self.agents.len() {
                 self.connect(at);
@@ -255,7 +294,10 @@ impl World {
                     self.take_down(at);
                     self.check();
                 }
-                for key in self.agents[at].alive.clone() {
+                for _ in 0..9 {
+                    self.end_job_task(at, true);
+                }
+                for key in self.begun(at) {
                     self.end(at, key, EndCause::Exited, 0);
                 }
             }

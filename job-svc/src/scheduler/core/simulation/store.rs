@@ -5,7 +5,7 @@ use super::*;
 impl World {
     /// Whether the scheduler has changed a task, which is not durable yet.
     pub(super) fn is_ahead(&self, row: Row) -> bool {
-        self.pending.iter().any(|(fx, _)| {
+        self.pending.iter().any(|(fx, _, _)| {
             fx.tasks.iter().any(|(touched, _, _)| *touched == row) || fx.deleted.iter().any(|(gone, _)| *gone == row)
         })
     }
@@ -66,7 +66,9 @@ impl World {
         self.highest = last;
         let job = view.key;
         self.loaded_to.insert(job, last);
-        self.input(Input::Loaded { view, ready: waiting, running, nodes: Vec::new() });
+        let of_job = self.nodes.iter().filter(|((key, _), _)| *key == job);
+        let nodes = of_job.map(|((_, node), on)| (node.clone(), on.clone())).collect();
+        self.input(Input::Loaded { view, ready: waiting, running, nodes });
         for row in again {
             self.ready_again(job, row);
         }
@@ -74,17 +76,22 @@ impl World {
 
     /// The oldest commit becomes durable, and what waited for it is sent.
     pub(super) fn commit(&mut self) {
-        let Some((mut fx, acks)) = self.pending.pop_front() else { return };
-        let fates = self.write(&mut fx);
+        let Some((mut fx, acks, heard)) = self.pending.pop_front() else { return };
+        let fates = self.write(&mut fx, &heard);
         for send in fx.sends {
             match send {
                 Send::Welcome(_) => {}
                 Send::Assign(_, row, attempt) if self.rng.random_bool(0.002) => {
                     self.input(Input::Unrunnable { row, attempt });
                 }
-                Send::Assign(conn, row, attempt) => self.mail(conn, Down::Assign(row, attempt)),
+                Send::Assign(conn, row, attempt) => {
+                    let done = self.for_good.remove(&(conn, row, attempt));
+                    if let Some(job) = self.tasks.get(&row).map(|stored| stored.job) {
+                        self.mail(conn, Down::Assign(row, attempt, job, done));
+                    }
+                }
                 Send::Stop(conn, row, attempt) => self.mail(conn, Down::Stop(row, attempt)),
-                Send::Release(..) => {}
+                Send::Release(conn, job) => self.mail_release(conn, job),
                 Send::StopSeen(conn, token) => {
                     let (row, attempt) = self.seen[&conn][token as usize];
                     self.foreign.entry(conn).or_default().push((row, attempt));
@@ -95,8 +102,12 @@ impl World {
         for (conn, row, attempt) in acks {
             self.mail(conn, Down::Ack(row, attempt));
         }
+        for heard in heard {
+            self.mail(heard.conn, Down::WordAck(heard.word.sequence));
+        }
         for job in fx.purge {
             self.jobs.remove(&job);
+            self.nodes.retain(|(of, _), _| *of != job);
             self.tasks.retain(|_, stored| stored.job != job);
             self.create_job();
         }
@@ -109,8 +120,9 @@ impl World {
     }
 
     /// The transaction; gives what became of the jobs that were to be changed.
-    pub(super) fn write(&mut self, fx: &mut Effects) -> Vec<Result<JobView, JobKey>> {
+    pub(super) fn write(&mut self, fx: &mut Effects, heard: &[Heard]) -> Vec<Result<JobView, JobKey>> {
         let now = self.now().wall;
+        self.write_nodes(std::mem::take(&mut fx.nodes), heard);
         for (row, _, event) in std::mem::take(&mut fx.tasks) {
             let stored = self.tasks.get_mut(&row).unwrap_or_else(|| panic!("task {row} is gone: {event:?}"));
             if matches!(
@@ -161,9 +173,9 @@ impl World {
     /// A commit fails, or seems to: everything is read again.
     pub(super) fn fail_commit(&mut self) {
         if self.rng.random_bool(0.5)
-            && let Some((mut fx, _)) = self.pending.pop_front()
+            && let Some((mut fx, _, heard)) = self.pending.pop_front()
         {
-            self.write(&mut fx);
+            self.write(&mut fx, &heard);
         }
         self.core.reset();
         self.load();
