@@ -4,5 +4,6 @@
 mod agents;
 mod harness;
 mod jobs;
+mod preparation;
 mod schedules;
 mod tasks;

@@ -112,7 +112,7 @@ impl World {
             65..=69 => self.add(),
             70..=77 => {
                 if self.rng.random_bool(0.5) {
-                    let well = self.rng.random_bool(0.8);
+                    let well = self.rng.random_bool(0.7);
                     self.end_job_task(at, well);
                 }
                 if let Some(key) = self.begun(at).first().copied() {
@@ -170,7 +170,12 @@ impl World {
                 self.take_ghost();
                 self.take_notes();
             }
-            94..=97 => {
+            94 => {
+                let end = JobEvent::Terminate(String::new());
+                let event = if self.rng.random_bool(0.6) { end } else { JobEvent::Delete };
+                self.change_job(&event);
+            }
+            95..=97 => {
                 let by = Duration::from_millis(self.rng.random_range(10..3000));
                 self.pass_time(by);
             }

@@ -186,6 +186,8 @@ impl World {
             Some(Down::Assign(row, attempt, job, done)) => self.arrive(at, (row, attempt), job, done),
             Some(Down::Release(job)) => self.run_release(at, job),
             Some(Down::WordAck(sequence)) => agent.words.retain(|word| word.sequence != sequence),
+            // Its process takes its time to die, and may end by itself meanwhile.
+            Some(Down::Stop(row, attempt)) if agent.alive.contains(&(row, attempt)) && self.rng.random_bool(0.5) => {}
             Some(Down::Stop(row, attempt)) => self.end(at, (row, attempt), EndCause::Stopped, 137),
             Some(Down::Ack(row, attempt)) => {
                 agent.results.retain(|result| (result.0, result.1) != (row, attempt));

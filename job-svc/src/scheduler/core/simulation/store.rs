@@ -113,7 +113,12 @@ impl World {
         }
         for fate in fates {
             match fate {
-                Ok(view) => self.input(Input::Job { view, answer: true }),
+                Ok(view) => {
+                    if view.state == JobState::Completed {
+                        self.create_job();
+                    }
+                    self.input(Input::Job { view, answer: true });
+                }
                 Err(gone) => self.input(Input::JobGone(gone)),
             }
         }
