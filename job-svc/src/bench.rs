@@ -13,7 +13,9 @@ use crate::domain::job::JobState;
 use crate::domain::needs::{Capacity, Needs};
 use crate::domain::spec::INHERIT_RETRIES;
 use crate::domain::task::{AttemptEnd, EndCause};
-use crate::scheduler::core::{Core, Effects, Input, JobView, NodeStatus, Now, ReadyTask, RunningTasks, Send, Settings};
+use crate::scheduler::core::{
+    Core, Dependants, Effects, Input, JobView, NodeStatus, Now, ReadyTask, RunningTasks, Send, Settings,
+};
 
 /// Slots of each node of a measurement.
 const SLOTS: u16 = 8;
@@ -48,7 +50,11 @@ pub fn placements_of(count: u64, nodes: usize, needs: &[Needs]) -> Placed {
         connect(&mut core, at, &mut fx);
     }
     let ready = (1..=count).zip(needs.iter().cycle()).map(|(row, needs)| task(row, *needs)).collect();
-    core.step(Input::Loaded { view: job(), ready, running: Vec::new(), nodes: Vec::new() }, now(), &mut fx);
+    core.step(
+        Input::Loaded { view: job(), ready, running: Vec::new(), nodes: Vec::new(), dependants: Dependants::default() },
+        now(),
+        &mut fx,
+    );
     let (mut placements, began) = (0, Instant::now());
     loop {
         let mut placed = Effects::default();

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 use super::convert;
 use super::{Answer, Api, finished, job_id};
 use crate::domain::Error;
+use crate::domain::dependencies::Dependencies;
 use crate::domain::etag;
 use crate::domain::exit;
 use crate::domain::spec;
@@ -27,7 +28,8 @@ const PIPELINE: usize = 4;
 fn new_task(spec: wire::TaskSpec) -> Result<NewTask, Error> {
     let (id, facts) = spec::check_task(&spec)?;
     let names_job_action = spec.exit_conditions.as_ref().is_some_and(exit::names_job_action);
-    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action })
+    let depends = spec.depends_on.as_ref().and_then(Dependencies::of);
+    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action, depends })
 }
 
 fn nothing(_: &Added) -> Vec<u8> {

@@ -37,8 +37,9 @@ impl Api {
         let needs = task.facts.needs;
         let (reply, answered) = oneshot::channel();
         self.registry.tell(&account, &job.pool, Note::Explain { job: job.row, row: task.row, needs, reply }).await;
-        let reason = answered.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
-        let mut words = in_words(reason, &job, &needs);
+        let (reason, parents) =
+            answered.await.map_err(|_| Error::Unavailable("the scheduler is starting; repeat the call"))?;
+        let mut words = in_words(reason, &job, &needs, &parents);
         if reason == WaitReason::PreparationFailed {
             let nodes = self.store.job_nodes(job.row, None, MANY_NODES).await?;
             let barred = nodes.iter().filter(|row| row.barred.is_some() && row.pool == job.pool);
@@ -56,11 +57,27 @@ fn detail(name: &str, value: impl ToString) -> NameValue {
     NameValue { name: name.to_owned(), value: value.to_string() }
 }
 
-fn in_words(reason: WaitReason, job: &JobRow, needs: &Needs) -> wire::ExplainTaskResponse {
+/// A few of the tasks are named.
+fn waits(message: &str, parents: &[String]) -> (String, Vec<NameValue>) {
+    let details = parents.iter().map(|parent| detail("taskId", parent)).collect();
+    (format!("{message}: {}.", parents.join(", ")), details)
+}
+
+fn in_words(reason: WaitReason, job: &JobRow, needs: &Needs, parents: &[String]) -> wire::ExplainTaskResponse {
     let (pool, slots, instances) = (&job.pool, needs.slots, needs.instances);
     let (message, details) = match reason {
         WaitReason::NotWaiting => ("The task is being assigned just now.".to_owned(), Vec::new()),
         WaitReason::JobNotActive => ("The job's state is changing.".to_owned(), Vec::new()),
+        WaitReason::DependencyOpen => waits("The task waits for tasks that have not completed", parents),
+        WaitReason::DependencyFailed => waits(
+            "The task waits for tasks that completed without letting it run, or that wait for such; activate those \
+             again, or end this one",
+            parents,
+        ),
+        WaitReason::DependencyMissing => waits("The task waits for tasks that are not there (yet)", parents),
+        WaitReason::DependencyCycle => {
+            waits("The task is one of, or waits for, tasks that wait for each other in a circle", parents)
+        }
         WaitReason::NoNodes => (format!("No node of pool {pool} takes tasks at the moment."), Vec::new()),
         WaitReason::RequiredSlotsTooLarge { largest } => (
             format!("The task needs {slots} slots; the largest node of pool {pool} has {largest}."),

@@ -197,6 +197,10 @@ impl Api {
             match deleted {
                 Answered::Before(_) => return Ok(wire::DeleteTaskResponse {}),
                 Answered::New(Deleted::Gone(job, task)) => {
+                    if job.spec.uses_task_dependencies {
+                        let note = Note::ParentDeleted { job: job.row, row: task.row, key: task.id.key().into_owned() };
+                        self.registry.tell(&account, &job.pool, note).await;
+                    }
                     if let TaskState::Completed { run: Some(run), .. } = &task.task.state {
                         let key = wire::AttemptKey {
                             job_id: job.job.as_str().to_owned(),

@@ -102,6 +102,9 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// A task names parents in a job that does not use dependencies.
+    #[error("dependsOn: the job of the task {0:?} was not created with usesTaskDependencies")]
+    NoDependencies(String),
     /// A field is missing.
     #[error("{0} is required")]
     Missing(String),
@@ -169,6 +172,9 @@ impl From<Error> for kiln_error::Error {
                 .with_detail("PropertyName", name)
                 .with_detail("PropertyValue", value)
                 .with_detail("Reason", why),
+            Error::NoDependencies(ref task) => make(Kind::InvalidArgument, "TaskDependenciesNotSpecifiedOnJob")
+                .with_detail("PropertyName", "dependsOn")
+                .with_detail("PropertyValue", task.clone()),
             Error::Missing(name) => Self::missing_property(&name),
             Error::Unsupported(name) => {
                 make(Kind::Unimplemented, "UnsupportedProperty").with_detail("PropertyName", name)

@@ -1,11 +1,11 @@
-//! What the end of a task means for its job.
+//! What the end of a task means for its job, and for the tasks that wait for it.
 //!
 //! Looked up in this order: exact exit code, range of exit codes, pre-processing
 //! error, file upload error, default. An exit code that is named beats an upload
 //! error. `default` stands in for the absent entries of the two errors, never
 //! for exit code 0.
 
-use kiln_proto::job::v1::{ExitConditions, ExitOptions, JobAction as WireAction};
+use kiln_proto::job::v1::{DependencyAction, ExitConditions, ExitOptions, JobAction as WireAction};
 
 use super::task::{AttemptEnd, EndCause};
 
@@ -20,10 +20,24 @@ pub enum JobAction {
     Terminate,
 }
 
+fn succeeded(end: &AttemptEnd) -> bool {
+    end.cause == EndCause::Exited && end.exit_code == Some(0) && end.failure.is_none()
+}
+
+/// Whether an end that is final lets the tasks run that wait for this one. An
+/// end by request counts as one that no code and no error describes.
+pub fn satisfies(conditions: Option<&ExitConditions>, end: &AttemptEnd) -> bool {
+    let action = conditions.and_then(|conditions| options(conditions, end)).map(ExitOptions::dependency_action);
+    match action.unwrap_or(DependencyAction::Unspecified) {
+        DependencyAction::Unspecified => succeeded(end),
+        DependencyAction::Satisfy => true,
+        DependencyAction::Block => false,
+    }
+}
+
 /// The action for an end that is final.
 pub fn job_action(conditions: Option<&ExitConditions>, end: &AttemptEnd) -> JobAction {
-    let success = end.cause == EndCause::Exited && end.exit_code == Some(0) && end.failure.is_none();
-    let fallback = if success { JobAction::None } else { JobAction::Terminate };
+    let fallback = if succeeded(end) { JobAction::None } else { JobAction::Terminate };
     match conditions.and_then(|conditions| options(conditions, end)) {
         None => fallback,
         Some(options) => match options.job_action() {
@@ -121,5 +135,41 @@ mod tests {
             assert_eq!(job_action(conditions, &end(FileUploadError, Some(0))), JobAction::Terminate);
         }
         assert!(names_job_action(&conditions) && !names_job_action(&nothing));
+    }
+
+    #[test]
+    fn dependants_run_after_success_unless_the_conditions_say_otherwise() {
+        let says = |action: DependencyAction| Some(ExitOptions { job_action: 0, dependency_action: action.into() });
+        let (satisfy, block) = (says(DependencyAction::Satisfy), says(DependencyAction::Block));
+        use EndCause::{Exited, FileUploadError, PreProcessingError, Stopped};
+        let failed_upload = end(FileUploadError, Some(0));
+        for conditions in [None, Some(ExitConditions::default())] {
+            assert!(satisfies(conditions.as_ref(), &end(Exited, Some(0))));
+            for end in [&end(Exited, Some(1)), &failed_upload, &end(PreProcessingError, None), &end(Stopped, Some(0))] {
+                assert!(!satisfies(conditions.as_ref(), end), "{end:?}");
+            }
+        }
+        let conditions = ExitConditions {
+            exit_codes: vec![ExitCodeMapping { code: 7, exit_options: block }],
+            exit_code_ranges: vec![ExitCodeRangeMapping { start: 1, end: 9, exit_options: satisfy }],
+            pre_processing_error: satisfy,
+            file_upload_error: None,
+            default: block,
+        };
+        for (end, wanted) in [
+            (end(Exited, Some(0)), true),
+            (end(Exited, Some(3)), true),
+            (end(Exited, Some(7)), false),
+            (end(Exited, Some(10)), false),
+            (end(FileUploadError, Some(3)), true),
+            (failed_upload, false),
+            (end(PreProcessingError, None), true),
+            (end(Stopped, None), false),
+        ] {
+            assert_eq!(satisfies(Some(&conditions), &end), wanted, "{end:?}");
+        }
+        // A word about the job alone says nothing about dependants.
+        let other = ExitConditions { default: options(WireAction::None), ..ExitConditions::default() };
+        assert!(!satisfies(Some(&other), &end(Exited, Some(1))));
     }
 }

@@ -3,7 +3,8 @@
 //! - [`task`]: the state machine of a task and the rule of retries;
 //! - [`job`]: the state machine of a job;
 //! - [`schedule`]: when a schedule creates its jobs;
-//! - [`exit`]: what the end of a task means for its job;
+//! - [`dependencies`]: which tasks a task waits for;
+//! - [`exit`]: what the end of a task means for its job and its dependants;
 //! - [`spec`]: what users may ask for. Specs are data that is kept and given
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
 //!   needs are taken out once, when a task is added;
@@ -13,6 +14,7 @@
 //! - [`etag`]: versions of records as clients see them;
 //! - [`error`]: everything that can be refused.
 
+pub mod dependencies;
 pub mod error;
 pub mod etag;
 pub mod exit;

@@ -12,7 +12,7 @@ use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, OnTaskFai
 use prost::Message;
 
 use super::needs::Needs;
-use super::{Error, exit, job_tasks};
+use super::{Error, dependencies, job_tasks};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
 pub const MAX_SPEC_BYTES: usize = 1024 * 1024;
@@ -68,11 +68,9 @@ pub fn check_job_spec(spec: &JobSpec) -> Result<PoolId, Error> {
         return Err(Error::Missing("poolInfo.poolId".to_owned()));
     }
     let pool = PoolId::parse(&spec.pool_id).map_err(|why| Error::bad_id("poolInfo.poolId", &spec.pool_id, &why))?;
-    for (asked, name) in [
-        (spec.job_manager_task.is_some(), "jobManagerTask"),
-        (spec.uses_task_dependencies, "usesTaskDependencies"),
-        (spec.allow_task_preemption, "allowTaskPreemption"),
-    ] {
+    for (asked, name) in
+        [(spec.job_manager_task.is_some(), "jobManagerTask"), (spec.allow_task_preemption, "allowTaskPreemption")]
+    {
         if asked {
             return Err(Error::Unsupported(name));
         }
@@ -203,13 +201,6 @@ fn check_environment(field: &str, settings: &[EnvironmentSetting]) -> Result<(),
     Ok(())
 }
 
-/// What of a job decides about its new tasks.
-#[derive(Debug, Clone, Copy)]
-pub struct JobRules {
-    /// It performs the job actions of exit conditions.
-    pub exit_actions: bool,
-}
-
 /// Checks the spec of a new task.
 ///
 /// # Errors
@@ -235,13 +226,8 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
             return Err(Error::Unsupported(name));
         }
     }
-    if spec.depends_on.as_ref().is_some_and(|on| !on.task_ids.is_empty() || !on.task_id_ranges.is_empty()) {
-        return Err(Error::Invalid {
-            reason: "TaskDependenciesNotSpecifiedOnJob",
-            name: "dependsOn".to_owned(),
-            value: spec.id.clone(),
-            why: "the job does not use task dependencies".to_owned(),
-        });
+    if let Some(on) = &spec.depends_on {
+        dependencies::check(&id, on)?;
     }
     let slots = match spec.required_slots {
         0 => 1,
@@ -271,21 +257,6 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
     let affinity = if wanted.is_empty() { 0 } else { affinity_hash(wanted) };
     let needs = Needs::of(spec, u16::try_from(slots).unwrap_or(1))?;
     Ok((id, TaskFacts { needs, max_retries, affinity }))
-}
-
-/// Checks what of a task depends on its job.
-///
-/// # Errors
-/// What does not fit.
-pub fn check_task_in_job(spec: &TaskSpec, rules: JobRules) -> Result<(), Error> {
-    if !rules.exit_actions && spec.exit_conditions.as_ref().is_some_and(exit::names_job_action) {
-        return Err(Error::invalid(
-            "exitConditions.jobAction",
-            &spec.id,
-            "needs a job whose onTaskFailure is performExitOptionsJobAction",
-        ));
-    }
-    Ok(())
 }
 
 /// Checks a task's constraints; returns its limit of retries.

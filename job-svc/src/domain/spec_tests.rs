@@ -1,8 +1,6 @@
 //! What is refused, and with which word.
 
-use kiln_proto::job::v1::{
-    ExitCodeMapping, ExitConditions, ExitOptions, JobAction, JobManagerTask, MultiInstanceSettings, TaskDependencies,
-};
+use kiln_proto::job::v1::{JobManagerTask, MultiInstanceSettings, TaskDependencies};
 
 use super::*;
 
@@ -56,9 +54,9 @@ fn tasks_that_are_refused() {
         ("UnsupportedProperty", Box::new(|t| t.multi_instance = Some(MultiInstanceSettings::default()))),
         ("UnsupportedProperty", Box::new(|t| t.job_access = true)),
         (
-            "TaskDependenciesNotSpecifiedOnJob",
+            "InvalidPropertyValue",
             Box::new(|t| {
-                t.depends_on = Some(TaskDependencies { task_ids: vec!["t0".into()], task_id_ranges: vec![] });
+                t.depends_on = Some(TaskDependencies { task_ids: vec!["bad/id".into()], task_id_ranges: vec![] });
             }),
         ),
         ("RequestBodyTooLarge", Box::new(|t| t.command_line = "x".repeat(MAX_SPEC_BYTES))),
@@ -81,20 +79,6 @@ fn facts_of_a_task() {
 }
 
 #[test]
-fn job_actions_need_a_job_that_performs_them() {
-    let mapping = ExitCodeMapping {
-        code: 1,
-        exit_options: Some(ExitOptions { job_action: JobAction::Terminate.into(), dependency_action: 0 }),
-    };
-    let spec = TaskSpec {
-        exit_conditions: Some(ExitConditions { exit_codes: vec![mapping], ..ExitConditions::default() }),
-        ..task()
-    };
-    assert!(check_task_in_job(&spec, JobRules { exit_actions: true }).is_ok());
-    assert!(check_task_in_job(&spec, JobRules { exit_actions: false }).is_err());
-}
-
-#[test]
 fn jobs_that_are_refused() {
     type Change = Box<dyn Fn(&mut JobSpec)>;
     let cases: Vec<(&str, Change)> = vec![
@@ -103,7 +87,6 @@ fn jobs_that_are_refused() {
         ("OutOfRangePriority", Box::new(|j| j.priority = 1001)),
         ("InvalidPropertyValue", Box::new(|j| j.max_parallel_tasks = Some(0))),
         ("UnsupportedProperty", Box::new(|j| j.job_manager_task = Some(JobManagerTask::default()))),
-        ("UnsupportedProperty", Box::new(|j| j.uses_task_dependencies = true)),
         ("InvalidPropertyValue", Box::new(|j| j.on_task_failure = 77)),
         ("EmptyMetadataKey", Box::new(|j| j.metadata.push(NameValue::default()))),
         (

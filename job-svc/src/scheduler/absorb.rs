@@ -14,14 +14,25 @@ use prost::Message;
 use super::actor::{Actor, Broken, MAX_PURGED};
 use super::core::{Conn, Effects, Input, JobKey, NodeChange, Row, Send, WaitReason};
 use super::intake::foreign;
+use super::parents;
 use crate::domain::spec::INHERIT_RETRIES;
 use crate::domain::task::{Phase, TaskEvent, TaskState, retry_follows};
 use crate::store::events::{self, TaskNames};
 use crate::store::{Bucket, JobNodeWrite, TaskRow, TaskWrite};
 
 impl Actor {
-    /// Takes over all effects there are.
+    /// Takes over all effects there are, and what follows from them for tasks
+    /// that wait for others.
     pub(super) async fn absorb(&mut self) -> Result<(), Broken> {
+        self.take_over().await?;
+        while self.tell_dependants().await? {
+            self.step();
+            self.take_over().await?;
+        }
+        Ok(())
+    }
+
+    async fn take_over(&mut self) -> Result<(), Broken> {
         let mut fx = std::mem::take(&mut self.fx);
         self.fetch(&fx).await?;
         let now = self.now();
@@ -134,6 +145,7 @@ impl Actor {
             // Said again after a reconnect.
             return Ok(());
         }
+        let end = info.uses_dependencies().then(|| parents::final_end(&event, now)).flatten();
         let before = (live.task.state.phase(), live.task.attempt);
         let bucket = Bucket::of(&live.task);
         let ran_on = match &live.task.state {
@@ -170,6 +182,10 @@ impl Actor {
             job.id = %info.job, task.id = %live.id, attempt = live.task.attempt, what, reason, "task"
         );
         self.context.metrics.transitions.with_label_values(&[what]).inc();
+        if let Some(end) = end {
+            self.parent_ended(row, job, &end)?;
+        }
+        let Some(live) = self.live.get(&row) else { return Ok(()) };
         match self.batch.index.get(&row) {
             Some(at) => self.batch.commit.tasks[*at].task = live.task.clone(),
             None => {
@@ -197,7 +213,7 @@ impl Actor {
         self.context.metrics.unschedulable.inc();
         tracing::warn!(
             account = %self.account, pool.id = %self.pool, job.id = %info.job, task.id = %task.id,
-            reason = reason.code(), "no node of the pool could run this task and others of its job like it"
+            reason = reason.code(), "this task cannot run unless something is changed"
         );
     }
 
@@ -218,6 +234,8 @@ impl Actor {
         self.batch.commit.events.push(events::task(names, "job.task.deleted", phase, &task.task, None, "", now));
         self.batch.commit.deleted.push(row);
         self.batch.removed.insert(row);
+        self.parent_removed(row, job)?;
+        let (Some(task), Some(info)) = (self.live.get(&row), self.jobs.get(&job)) else { return Ok(()) };
         if let TaskState::Completed { run: Some(run), .. } = &task.task.state
             && let Some(conn) = self.core.conn_of(&run.node)
         {

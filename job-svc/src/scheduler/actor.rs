@@ -23,10 +23,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cache::Cache;
+use super::core::depends::ParentNews;
 use super::core::{Conn, Core, Effects, Input, JobKey, Now, OnNode, ReadyTask, Refused, ReplyId, Row, Settings};
 use super::job_info::{self, JobInfo};
 use super::link::{Link, Mail};
 use super::note::Note;
+use super::parents::Overlay;
 use crate::domain::job::JobState;
 use crate::domain::task::Outcome;
 use crate::metrics::Metrics;
@@ -97,6 +99,8 @@ pub(super) struct Batch {
     pub index: HashMap<Row, usize>,
     /// Tasks that it removes.
     pub removed: HashSet<Row>,
+    /// What it says about tasks that others wait for.
+    pub parents: Overlay,
     pub counts: HashMap<JobKey, CountsDelta>,
     pub mail: Mail,
     pub replies: Vec<(CommandReply, Result<(), Refused>)>,
@@ -126,6 +130,10 @@ pub(super) struct Actor {
     pub purged: VecDeque<JobKey>,
     /// Tasks that the commit under way changes or removes.
     pub under_way: (HashMap<Row, usize>, HashSet<Row>),
+    /// What the commit under way says about tasks that others wait for.
+    pub parents_under_way: Overlay,
+    /// News about tasks that others wait for, to be told to the core.
+    pub news: Vec<(JobKey, ParentNews)>,
     pub fx: Effects,
     pub inputs: VecDeque<Input>,
     started: Instant,
@@ -149,6 +157,8 @@ impl Actor {
             highest: 0,
             purged: VecDeque::new(),
             under_way: Default::default(),
+            parents_under_way: Overlay::new(),
+            news: Vec::new(),
             fx: Effects::default(),
             inputs: VecDeque::new(),
             started: Instant::now(),
@@ -209,6 +219,8 @@ impl Actor {
         self.waiters.clear();
         self.batch = Batch::new(&self.account);
         self.under_way = Default::default();
+        self.parents_under_way.clear();
+        self.news.clear();
         self.purged.clear();
         self.fx = Effects::default();
         self.inputs.clear();
@@ -256,6 +268,7 @@ impl Actor {
                         self.context.metrics.commit.observe(began.elapsed().as_secs_f64());
                         self.cache.durable(batch.commit.number);
                         self.under_way = Default::default();
+                        self.parents_under_way.clear();
                         self.deliver(batch);
                     }
                     for fate in fates {
@@ -294,6 +307,7 @@ impl Actor {
         while let Some(input) = self.inputs.pop_front() {
             self.core.step(input, now, &mut self.fx);
         }
+        self.core.recheck(now, &mut self.fx);
         self.core.place(&mut self.fx);
         timer.observe_duration();
         #[cfg(test)]
@@ -307,6 +321,7 @@ impl Actor {
         let commit = batch.take_commit(self.batch_number);
         self.batch_number += 1;
         self.under_way = (std::mem::take(&mut batch.index), std::mem::take(&mut batch.removed));
+        self.parents_under_way = std::mem::take(&mut batch.parents);
         let store = self.context.store.clone();
         let future: InFlight = Box::pin(async move { store.commit(commit).await });
         (future, batch, Instant::now())
@@ -448,6 +463,7 @@ impl Actor {
                 break;
             }
         }
+        let dependants = self.load_dependants(&row, &mut [&mut ready, &mut reactivated]).await?;
         if matches!(row.life.state, JobState::Terminating | JobState::Deleting) {
             // They will not run again.
             ready.append(&mut reactivated);
@@ -462,7 +478,7 @@ impl Actor {
             info.loaded_to = after.max(visible);
         }
         let nodes = self.nodes_of(key).await?;
-        self.inputs.push_back(Input::Loaded { view, ready, running, nodes });
+        self.inputs.push_back(Input::Loaded { view, ready, running, nodes, dependants });
         for task in reactivated {
             self.ready_again(key, task).await?;
         }
@@ -514,6 +530,7 @@ impl Batch {
             commit: Commit {
                 account: account.clone(),
                 tasks: Vec::new(),
+                parents: Vec::new(),
                 history: Vec::new(),
                 deleted: Vec::new(),
                 counts: Vec::new(),
@@ -526,6 +543,7 @@ impl Batch {
             },
             index: HashMap::new(),
             removed: HashSet::new(),
+            parents: Overlay::new(),
             counts: HashMap::new(),
             mail: Mail::default(),
             replies: Vec::new(),

@@ -18,6 +18,7 @@ use prost::Message;
 use super::*;
 use crate::domain::Error;
 
+use crate::domain::dependencies::ParentState;
 use crate::domain::needs::{Capacity, Needs};
 use crate::domain::spec::TaskFacts;
 use crate::domain::task::{AttemptEnd, AttemptRecord, EndCause, TaskState};
@@ -26,7 +27,8 @@ use crate::scheduler::note::{Hello, Report, Up};
 use crate::scheduler::registry::Registry;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{
-    AddTasks, Added, Answered, Counts, Deleted, JobChange, NewJob, NewTask, OpenTask, Request, TaskUpdate,
+    AddTasks, Added, Answered, Counts, Deleted, JobChange, NewJob, NewTask, Numbers, OpenTask, Request,
+    StoredDependant, TaskUpdate,
 };
 
 /// How a commit fails.
@@ -149,6 +151,18 @@ impl Store for Faulty {
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error> {
         self.inner.open_tasks(job, after, limit).await
     }
+    async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error> {
+        self.inner.dependants(job, after, limit).await
+    }
+    async fn parents(&self, job: u64, keys: Vec<String>) -> Result<Vec<(u64, ParentState)>, Error> {
+        self.inner.parents(job, keys).await
+    }
+    async fn numbers(&self, job: u64, ranges: Vec<(i32, i32)>) -> Result<Vec<Numbers>, Error> {
+        self.inner.numbers(job, ranges).await
+    }
+    async fn missing_numbers(&self, job: u64, numbers: Vec<i32>) -> Result<Vec<i32>, Error> {
+        self.inner.missing_numbers(job, numbers).await
+    }
     async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error> {
         self.inner.load_tasks(rows).await
     }
@@ -205,7 +219,7 @@ impl World {
         let task = |at: usize| {
             let id = TaskId::parse(&format!("t{at}")).unwrap();
             let facts = TaskFacts { needs: Needs::slots(1), max_retries: 0, affinity: 0 };
-            Ok(NewTask { id, facts, spec: specs(at).into(), names_job_action: false })
+            Ok(NewTask { id, facts, spec: specs(at).into(), names_job_action: false, depends: None })
         };
         let add = AddTasks {
             account: account(),

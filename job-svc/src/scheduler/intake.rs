@@ -6,7 +6,7 @@ use kiln_proto::job::v1::{AttemptKey, JobNodeKey, JobNodeTask, NodeTaskInfo, Tas
 use prost::Message;
 
 use super::actor::{Actor, Broken, Waiter};
-use super::core::{Conn, Input, JobKey, JobView, NodeWord, ReadyTask, Row, Seen};
+use super::core::{Conn, Dependants, Input, JobKey, JobView, NodeWord, ReadyTask, Row, Seen};
 use super::job_info::{self, JobInfo};
 use super::link::Link;
 use super::note::{Command, Hello, Note, Report, Up};
@@ -41,8 +41,10 @@ impl Actor {
                 // The answer has to know of everything before it.
                 self.step();
                 self.absorb().await?;
-                let _ = reply.send(self.core.explain(job, row, &needs));
+                let reason = self.core.explain(job, row, &needs);
+                let _ = reply.send(self.name_parents(job, row, reason).await?);
             }
+            Note::ParentDeleted { job, row, key } => self.parent_deleted(job, row, key).await?,
             Note::Hello(hello) => self.hello(*hello).await?,
             Note::Up(conn, up) => self.up(conn, up),
         }
@@ -103,6 +105,7 @@ impl Actor {
                     ready: Vec::new(),
                     running: Vec::new(),
                     nodes: Vec::new(),
+                    dependants: Dependants::default(),
                 });
                 self.inputs.push_back(Input::Job { view: deleting, answer: false });
             }
@@ -124,12 +127,17 @@ impl Actor {
         let Some(info) = self.jobs.get(&job) else { return Ok(()) };
         let loaded_to = info.loaded_to;
         self.highest = tasks.iter().map(|task| task.row).fold(self.highest, Row::max);
-        let mut ready = Vec::with_capacity(tasks.len());
-        for task in tasks.into_iter().filter(|task| task.row > loaded_to) {
-            ready.push(ready_task(&task));
-            self.cache.offer(task);
+        let new: Vec<TaskRow> = tasks.into_iter().filter(|task| task.row > loaded_to).collect();
+        let (dependants, waiting) = self.find_dependants(job, &new).await?;
+        let plain = new.iter().filter(|task| !waiting.contains(&task.row));
+        let ready: Vec<ReadyTask> = plain.map(ready_task).collect();
+        new.into_iter().for_each(|task| self.cache.offer(task));
+        if !ready.is_empty() || waiting.is_empty() {
+            self.inputs.push_back(Input::Added { job, tasks: ready });
         }
-        self.inputs.push_back(Input::Added { job, tasks: ready });
+        if let Some(dependants) = dependants {
+            self.inputs.push_back(Input::Dependants { job, dependants });
+        }
         Ok(())
     }
 
@@ -142,6 +150,13 @@ impl Actor {
         if !active.is_empty() && !self.is_ahead(row) {
             for task in active {
                 let ready = ready_task(&task);
+                let (dependants, waiting) = self.find_dependants(job, std::slice::from_ref(&task)).await?;
+                if let Some(dependants) = dependants {
+                    self.inputs.push_back(Input::Dependants { job, dependants });
+                }
+                if !waiting.is_empty() {
+                    continue;
+                }
                 // Its former attempt is still being stopped: what comes after
                 // that goes on from the new record.
                 if let Some(live) = self.live.get_mut(&row) {
@@ -303,7 +318,7 @@ pub(super) fn foreign(key: &AttemptKey) -> (String, String, u32, u64) {
     (key.job_id.clone(), key.task_id.clone(), key.attempt, key.task_number)
 }
 
-fn ready_task(task: &TaskRow) -> ReadyTask {
+pub(super) fn ready_task(task: &TaskRow) -> ReadyTask {
     ReadyTask {
         row: task.row,
         needs: task.facts.needs,

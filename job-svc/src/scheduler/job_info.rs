@@ -62,6 +62,11 @@ impl JobInfo {
         })
     }
 
+    /// Whether tasks may wait for others.
+    pub fn uses_dependencies(&self) -> bool {
+        self.spec.uses_task_dependencies
+    }
+
     /// The job's common environment with the task's own on top.
     pub fn environment(&self, task: &TaskSpec) -> Vec<EnvironmentSetting> {
         let common = &self.spec.common_environment;

@@ -46,7 +46,16 @@ pub enum Note {
         /// Its name.
         key: AttemptKey,
     },
-    /// Why does this task wait?
+    /// A client removed a completed task that others may wait for.
+    ParentDeleted {
+        /// Its job.
+        job: JobKey,
+        /// Its row.
+        row: Row,
+        /// Key of its id.
+        key: String,
+    },
+    /// Why does this task wait? Answered with the tasks it waits for, if that is why.
     Explain {
         /// Its job.
         job: JobKey,
@@ -55,7 +64,7 @@ pub enum Note {
         /// What it needs.
         needs: Needs,
         /// Who asks.
-        reply: oneshot::Sender<WaitReason>,
+        reply: oneshot::Sender<(WaitReason, Vec<String>)>,
     },
     /// An agent opened a stream.
     Hello(Box<Hello>),

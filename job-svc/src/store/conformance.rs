@@ -8,6 +8,7 @@ use kiln_proto::job::v1::{JobPreparationTask, JobReleaseTask, JobSpec, NodeTaskI
 use prost::Message;
 
 use super::*;
+use crate::domain::dependencies::Dependencies;
 use crate::domain::job::{JobEvent, JobState};
 use crate::domain::needs::Needs;
 use crate::domain::spec;
@@ -48,7 +49,7 @@ fn new_job(id: &str) -> NewJob {
 fn new_task(id: &str) -> Result<NewTask, Error> {
     let spec = TaskSpec { id: id.into(), command_line: "true".into(), ..TaskSpec::default() };
     let (id, facts) = spec::check_task(&spec)?;
-    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action: false })
+    Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action: false, depends: None })
 }
 
 fn adding(job: &str, ids: &[&str]) -> AddTasks {
@@ -75,6 +76,7 @@ pub(super) fn commit(number: u64) -> Commit {
     Commit {
         account: account(),
         tasks: Vec::new(),
+        parents: Vec::new(),
         history: Vec::new(),
         deleted: Vec::new(),
         counts: Vec::new(),
@@ -126,6 +128,7 @@ pub async fn all(store: &impl Store) {
     the_scheduler_is_fenced(store).await;
     job_events_are_judged_in_the_transaction(store).await;
     reactivation_and_deletion_of_completed_tasks(store).await;
+    what_is_known_of_parents(store).await;
     nodes_of_a_job_are_remembered(store).await;
     deleted_jobs_leave_nothing(store).await;
 }
@@ -250,18 +253,23 @@ async fn job_events_are_judged_in_the_transaction(store: &impl Store) {
     let job = create(store, "events").await;
     add(store, "events", &["a"]).await;
     let event = JobEvent::Terminate("AllTasksComplete".into());
-    let all = |only_if_all_complete| JobWrite { job: job.row, event: event.clone(), only_if_all_complete };
+    let all = |only_if_open| JobWrite { job: job.row, event: event.clone(), only_if_open };
     let state = |fates: Vec<JobFate>| match fates.into_iter().next() {
         Some(JobFate::Row(row)) => row.life.state,
         other => panic!("{other:?}"),
     };
-    let fates = store.commit(Commit { jobs: vec![all(true)], ..commit(1) }).await.unwrap();
+    let fates = store.commit(Commit { jobs: vec![all(Some(0)), all(Some(2))], ..commit(1) }).await.unwrap();
     assert_eq!(state(fates), JobState::Active, "a task is open");
-    let fates = store.commit(Commit { jobs: vec![all(false)], ..commit(2) }).await.unwrap();
+    let other = create(store, "blocked").await;
+    add(store, "blocked", &["a"]).await;
+    let one = JobWrite { job: other.row, ..all(Some(1)) };
+    let fates = store.commit(Commit { jobs: vec![one], ..commit(1) }).await.unwrap();
+    assert_eq!(state(fates), JobState::Terminating, "the one that is open never runs");
+    let fates = store.commit(Commit { jobs: vec![all(None)], ..commit(2) }).await.unwrap();
     assert_eq!(state(fates), JobState::Terminating);
     let refused = store.add_tasks(adding("events", &["b"])).await.unwrap_err();
     assert!(matches!(refused, Error::JobBeingTerminated));
-    let drained = JobWrite { job: job.row, event: JobEvent::Drained, only_if_all_complete: false };
+    let drained = JobWrite { job: job.row, event: JobEvent::Drained, only_if_open: None };
     let fates = store.commit(Commit { jobs: vec![drained.clone()], ..commit(3) }).await.unwrap();
     assert_eq!(state(fates), JobState::Completed);
     let gone = JobWrite { job: 999_999, ..drained };
@@ -363,6 +371,85 @@ async fn nodes_of_a_job_are_remembered(store: &impl Store) {
     }
     assert_eq!(removed, 3, "a task and two nodes");
     assert_eq!(store.job_nodes(job.row, None, 9).await.unwrap(), []);
+}
+
+/// A job that uses dependencies with a task for each id; given ones wait.
+async fn family(store: &impl Store, id: &str, tasks: &[(&str, Option<Dependencies>)]) -> (JobRow, Vec<TaskRow>) {
+    let spec = JobSpec { pool_id: "P1".into(), uses_task_dependencies: true, ..JobSpec::default() };
+    let job = new(store.create_job(NewJob { spec, ..new_job(id) }, Request::default()).await.unwrap());
+    let ids: Vec<&str> = tasks.iter().map(|(id, _)| *id).collect();
+    let mut add = adding(id, &ids);
+    for (task, (_, on)) in add.tasks.iter_mut().zip(tasks) {
+        task.as_mut().unwrap().depends.clone_from(on);
+    }
+    let added = new(store.add_tasks(add).await.unwrap());
+    (job, added.results.into_iter().map(|result| result.outcome.unwrap().new.unwrap()).collect())
+}
+
+async fn end_of(store: &impl Store, row: &TaskRow, satisfies: bool) {
+    let (begun, task) = write(row, assign());
+    store.commit(Commit { tasks: vec![begun], ..commit(1) }).await.unwrap();
+    let running = TaskRow { task, ..row.clone() };
+    let (over, _) = write(&running, TaskEvent::Finish { attempt: 1, end: end(i32::from(!satisfies)) });
+    let key = row.id.key().into_owned();
+    let parents = vec![ParentWrite { job: row.job, key, row: row.row, satisfies }];
+    store.commit(Commit { tasks: vec![over], parents, ..commit(2) }).await.unwrap();
+}
+
+async fn what_is_known_of_parents(store: &impl Store) {
+    use ParentState::{Blocks, Missing, Open, Satisfied};
+    let on = Dependencies { ids: vec!["a".into(), "none".into()], ranges: vec![(1, 9)] };
+    let parts = [("A", None), ("1", None), ("02", None), ("2", None), ("4", None), ("D", Some(on.clone()))];
+    let (job, rows) = family(store, "family", &parts).await;
+    let id = |task: &str| (job_id("family"), task_id(task));
+    let plain = NewTask { depends: Some(on.clone()), ..new_task("x").unwrap() };
+    create(store, "alone").await;
+    let refused = AddTasks { tasks: vec![Ok(plain)], ..adding("alone", &[]) };
+    let refused = new(store.add_tasks(refused).await.unwrap()).results.remove(0);
+    assert!(matches!(refused.outcome, Err(Error::NoDependencies(task)) if task == "x"));
+
+    let found = store.dependants(job.row, 0, 10).await.unwrap();
+    assert_eq!(found, [StoredDependant { row: rows[5].row, key: "d".into(), on }]);
+    assert!(store.dependants(job.row, rows[5].row, 10).await.unwrap().is_empty());
+    let states = async |keys: &[&str]| {
+        let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+        store.parents(job.row, keys).await.unwrap().into_iter().map(|(_, state)| state).collect::<Vec<_>>()
+    };
+    let numbers = async || store.numbers(job.row, vec![(1, 9)]).await.unwrap().remove(0);
+    assert_eq!(states(&["a", "none"]).await, [Open, Missing]);
+    assert_eq!(numbers().await, Numbers::default());
+    for (at, satisfies) in [(0, true), (1, true), (2, true), (3, false), (4, false)] {
+        end_of(store, &rows[at], satisfies).await;
+    }
+    assert_eq!(states(&["a", "2", "4"]).await, [Satisfied, Blocks, Blocks]);
+    assert_eq!(numbers().await, Numbers { satisfied: vec![(1, 2)], blocks: vec![4] }, "02 satisfies 2");
+    assert_eq!(store.missing_numbers(job.row, vec![1, 3, 4, 5]).await.unwrap(), [3, 5]);
+
+    // Deleted: what was satisfied stays, until its id comes again.
+    let none = Conditions::default;
+    for task in ["a", "4"] {
+        let (job, task) = id(task);
+        store.delete_completed_task(&account(), &job, &task, none(), Request::default(), at(9)).await.unwrap();
+    }
+    assert_eq!(states(&["a", "4"]).await, [Satisfied, Missing]);
+    let again = add(store, "family", &["a"]).await.remove(0);
+    assert_eq!(store.parents(job.row, vec!["a".into()]).await.unwrap(), [(again.row, Open)]);
+    let (job_name, two) = id("2");
+    store.reactivate_task(&account(), &job_name, &two, none(), Request::default(), at(9)).await.unwrap();
+    assert_eq!(states(&["2"]).await, [Open]);
+
+    // Ended while it waits, and activated again: it waits again.
+    let (over, _) = write(&rows[5], TaskEvent::Terminate);
+    let parents = vec![ParentWrite { job: job.row, key: "d".into(), row: rows[5].row, satisfies: false }];
+    store.commit(Commit { tasks: vec![over], parents, ..commit(3) }).await.unwrap();
+    assert!(store.dependants(job.row, 0, 10).await.unwrap().is_empty());
+    store.commit(Commit { deleted: vec![again.row], ..commit(4) }).await.unwrap();
+    assert_eq!(states(&["a"]).await, [Missing]);
+
+    let delete = JobChange::Event(JobEvent::Delete, |_| Vec::new());
+    store.change_job(&account(), &job_name, delete, none(), Request::default(), at(10)).await.unwrap();
+    while store.purge_tasks(job.row, 2).await.unwrap() > 0 {}
+    assert_eq!(states(&["1", "2"]).await, [Missing, Missing]);
 }
 
 async fn deleted_jobs_leave_nothing(store: &impl Store) {

@@ -33,6 +33,7 @@ use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_time::Timestamp;
 
 use crate::domain::Error;
+use crate::domain::dependencies::ParentState;
 pub use model::*;
 pub use schedules::ScheduleStore;
 
@@ -110,6 +111,16 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn pool_jobs(&self, account: &AccountName, pool: &PoolId) -> Result<Vec<JobRow>, Error>;
     /// Tasks of a job that wait or run, by row id, after `after`.
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error>;
+    /// Tasks of a job that wait for others and have never started, by row id,
+    /// after `after`.
+    async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error>;
+    /// Where ids stand for the tasks that wait for them, and which row has or
+    /// had each (0 if none), in the order of the keys.
+    async fn parents(&self, job: u64, keys: Vec<String>) -> Result<Vec<(u64, ParentState)>, Error>;
+    /// What is known of the numbers of each of these ranges, both ends included.
+    async fn numbers(&self, job: u64, ranges: Vec<(i32, i32)>) -> Result<Vec<Numbers>, Error>;
+    /// Those of some numbers that no task has.
+    async fn missing_numbers(&self, job: u64, numbers: Vec<i32>) -> Result<Vec<i32>, Error>;
     /// Whole tasks by row id; those that are gone are left out.
     async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error>;
     /// Nodes of a job by (node key, pool key), after `after`.

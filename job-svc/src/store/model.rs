@@ -12,6 +12,7 @@ use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
 use crate::domain::Error;
+use crate::domain::dependencies::Dependencies;
 use crate::domain::job::{JobEvent, JobLife, JobState};
 use crate::domain::schedule::ScheduleId;
 use crate::domain::spec::TaskFacts;
@@ -137,6 +138,8 @@ pub struct NewTask {
     pub spec: Bytes,
     /// It needs a job that performs the job actions of exit conditions.
     pub names_job_action: bool,
+    /// What it waits for, in a job that uses dependencies.
+    pub depends: Option<Dependencies>,
 }
 
 /// Tasks to be added to one job.
@@ -234,6 +237,39 @@ pub struct OpenTask {
     pub node: Option<Arc<NodeId>>,
 }
 
+/// A task that waits for others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDependant {
+    /// Number of its row.
+    pub row: u64,
+    /// Key of its id.
+    pub key: String,
+    /// What it waits for.
+    pub on: Dependencies,
+}
+
+/// What is known of the numbers of a range of ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Those that are satisfied, as ranges, both ends included.
+    pub satisfied: Vec<(i32, i32)>,
+    /// Those whose tasks have all completed without that.
+    pub blocks: Vec<i32>,
+}
+
+/// The end of a task that others may wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentWrite {
+    /// Row of its job.
+    pub job: u64,
+    /// Key of its id.
+    pub key: String,
+    /// Number of its row.
+    pub row: u64,
+    /// They may run.
+    pub satisfies: bool,
+}
+
 /// A change of one task by the scheduler.
 #[derive(Debug, Clone)]
 pub struct TaskWrite {
@@ -292,8 +328,9 @@ pub struct JobWrite {
     pub job: u64,
     /// What happens. An event the state does not know any more is dropped.
     pub event: JobEvent,
-    /// Only if no task waits or runs, by the exact counts.
-    pub only_if_all_complete: bool,
+    /// Only if exactly so many tasks wait or run: those of which the scheduler
+    /// knows that they never will.
+    pub only_if_open: Option<usize>,
 }
 
 /// An answer to remember.
@@ -312,6 +349,8 @@ pub struct Commit {
     pub account: AccountName,
     /// Tasks that changed; every row at most once.
     pub tasks: Vec<TaskWrite>,
+    /// Of these, the ends of tasks in jobs that use dependencies.
+    pub parents: Vec<ParentWrite>,
     /// Attempts that became history.
     pub history: Vec<(u64, AttemptRecord)>,
     /// Tasks that are removed (after [`Commit::tasks`] was written).

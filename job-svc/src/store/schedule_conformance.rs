@@ -69,7 +69,7 @@ async fn steps(store: &impl ScheduleStore, row: &ScheduleRow, now: i64) -> Vec<(
 /// Ends a job as its scheduler does.
 async fn end_job(store: &impl Store, job: &str) {
     let row = store.job(&account(), &JobId::parse(job).unwrap()).await.unwrap();
-    let write = |event| JobWrite { job: row.row, event, only_if_all_complete: false };
+    let write = |event| JobWrite { job: row.row, event, only_if_open: None };
     for event in [JobEvent::Terminate("done".into()), JobEvent::Drained] {
         let commit = Commit { jobs: vec![write(event)], now: at(2), ..super::conformance::commit(1) };
         store.commit(commit).await.unwrap();

@@ -49,8 +49,10 @@ impl Core {
                 }
             }
         }
+        self.check_dependants()?;
         self.check_shapes()
     }
+
     fn check_shapes(&self) -> Result<(), String> {
         for (shape, waiting) in self.shapes.counts() {
             let ready: usize = self.jobs.values().filter_map(|job| job.ready.get(&shape)).map(BTreeMap::len).sum();

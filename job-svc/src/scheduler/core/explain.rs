@@ -15,6 +15,14 @@ pub enum WaitReason {
     NotWaiting,
     /// Its job places nothing at the moment.
     JobNotActive,
+    /// Tasks it waits for have not completed.
+    DependencyOpen,
+    /// Tasks it waits for block it.
+    DependencyFailed,
+    /// Tasks it waits for are not there.
+    DependencyMissing,
+    /// It waits for tasks that wait for each other.
+    DependencyCycle,
     /// No node of the pool takes tasks.
     NoNodes,
     /// It needs more slots than any node has.
@@ -59,6 +67,10 @@ impl WaitReason {
         match self {
             Self::NotWaiting => "NotWaiting",
             Self::JobNotActive => "JobNotActive",
+            Self::DependencyOpen => "DependencyOpen",
+            Self::DependencyFailed => "DependencyFailed",
+            Self::DependencyMissing => "DependencyMissing",
+            Self::DependencyCycle => "DependencyCycle",
             Self::NoNodes => "NoNodes",
             Self::RequiredSlotsTooLarge { .. } => "RequiredSlotsTooLarge",
             Self::ResourcesTooLarge { .. } => "ResourcesTooLarge",
@@ -79,9 +91,13 @@ impl WaitReason {
             Self::RequiredSlotsTooLarge { .. }
             | Self::ResourcesTooLarge { .. }
             | Self::NoDedicatedNode
-            | Self::PreparationFailed => true,
+            | Self::PreparationFailed
+            | Self::DependencyFailed
+            | Self::DependencyCycle => true,
             Self::NotWaiting
             | Self::JobNotActive
+            | Self::DependencyOpen
+            | Self::DependencyMissing
             | Self::NoNodes
             | Self::TooFewNodes { .. }
             | Self::MaxParallelTasks
@@ -99,6 +115,9 @@ impl Core {
         let Some(job) = self.jobs.get(&key) else { return WaitReason::NotWaiting };
         if job.view.state != JobState::Active || job.pending {
             return WaitReason::JobNotActive;
+        }
+        if let Some(cause) = job.graph.as_ref().and_then(|graph| graph.explain(row)) {
+            return cause.reason();
         }
         if !self.waits(key, needs, row) {
             return WaitReason::NotWaiting;

@@ -6,15 +6,12 @@ use crate::domain::job::{self, DisableTasks, JobEvent};
 impl Core {
     pub(super) fn load(
         &mut self,
-        view: JobView,
+        key: JobKey,
         ready: Vec<ReadyTask>,
         running: Vec<(ReadyTask, Arc<NodeId>)>,
-        nodes: Vec<(Arc<NodeId>, OnNode)>,
         now: Now,
         fx: &mut Effects,
     ) {
-        let key = view.key;
-        self.jobs.entry(key).or_insert_with(|| Job::new(view.clone(), nodes));
         for (task, node) in running {
             self.adopt(key, task, &node, now);
         }
@@ -52,6 +49,7 @@ impl Core {
     pub(super) fn drop_job(&mut self, key: JobKey, fx: &mut Effects) {
         self.dequeue(key);
         self.releasing.remove(&key);
+        self.drop_dependants(key);
         let Some(job) = self.jobs.remove(&key) else { return };
         self.waiting -= job.ready_count;
         self.forget_waiting(key, job.ready);
@@ -129,11 +127,16 @@ impl Core {
 
     pub(super) fn waits(&self, key: JobKey, needs: &Needs, row: Row) -> bool {
         let bucket = self.shapes.find(needs).and_then(|shape| self.jobs.get(&key)?.ready.get(&shape));
-        bucket.is_some_and(|bucket| bucket.contains_key(&row)) || self.parked.contains_key(&row)
+        bucket.is_some_and(|bucket| bucket.contains_key(&row))
+            || self.parked.contains_key(&row)
+            || self.waits_for_others(key, row)
     }
 
     /// Takes a task out of those that wait.
     pub(super) fn take_ready(&mut self, key: JobKey, needs: &Needs, row: Row) -> Option<ReadyTask> {
+        if let Some(task) = self.take_dependant(key, row) {
+            return Some(task);
+        }
         if let Some((_, task)) = self.parked.remove(&row) {
             if let Some(job) = self.jobs.get_mut(&key) {
                 job.ready_count -= 1;
@@ -197,6 +200,9 @@ impl Core {
         }
         if let Some((_, task)) = self.parked.get_mut(&row) {
             task.max_retries = max_retries;
+        }
+        if let Some(graph) = self.jobs.get_mut(&key).and_then(|job| job.graph.as_mut()) {
+            graph.set_retries(row, max_retries);
         }
         if let Some(shape) = self.shapes.find(needs)
             && let Some(job) = self.jobs.get_mut(&key)
@@ -287,6 +293,7 @@ impl Core {
                 let ready = std::mem::take(&mut job.ready);
                 job.reported.clear();
                 self.forget_waiting(key, ready);
+                self.drop_dependants(key);
                 for row in self.rows_of(key) {
                     self.terminate_live(row, fx);
                 }
@@ -313,11 +320,16 @@ impl Core {
         }
         let state = job.view.state;
         if state == JobState::Active {
-            if job.view.ends_when_complete && job.ready_count == 0 && !job.more_to_come {
+            let stuck = job.graph.as_ref().map_or(Some(0), |graph| graph.is_all_stuck().then(|| graph.waiting()));
+            if job.view.ends_when_complete
+                && job.ready_count == 0
+                && !job.more_to_come
+                && let Some(stuck) = stuck
+            {
                 job.pending = true;
                 job.asked_to_complete = true;
                 let event = JobEvent::Terminate(job::REASON_ALL_COMPLETE.to_owned());
-                fx.jobs.push(JobWrite { job: key, event, only_if_all_complete: true });
+                fx.jobs.push(JobWrite { job: key, event, only_if_open: Some(stuck) });
             }
             return;
         }
@@ -337,7 +349,7 @@ impl Core {
             self.drop_job(key, fx);
         } else {
             job.pending = true;
-            fx.jobs.push(JobWrite { job: key, event: JobEvent::Drained, only_if_all_complete: false });
+            fx.jobs.push(JobWrite { job: key, event: JobEvent::Drained, only_if_open: None });
         }
     }
 
@@ -372,7 +384,7 @@ impl Core {
     pub(super) fn end_job(&mut self, key: JobKey, event: JobEvent, fx: &mut Effects) {
         let Some(job) = self.jobs.get_mut(&key) else { return };
         job.pending = true;
-        fx.jobs.push(JobWrite { job: key, event, only_if_all_complete: false });
+        fx.jobs.push(JobWrite { job: key, event, only_if_open: None });
         self.dequeue(key);
     }
 
@@ -423,7 +435,7 @@ impl Core {
 }
 
 impl Job {
-    fn new(view: JobView, nodes: Vec<(Arc<NodeId>, OnNode)>) -> Self {
+    pub(super) fn new(view: JobView, nodes: Vec<(Arc<NodeId>, OnNode)>) -> Self {
         Self {
             prep: view.preparation.map(|_| Box::new(Prep::new(nodes))),
             view,
@@ -440,6 +452,7 @@ impl Job {
             asked_to_complete: false,
             more_to_come: false,
             linger_until: Duration::ZERO,
+            graph: None,
         }
     }
 }

@@ -7,6 +7,7 @@
 //! away and loaded again.
 //!
 //! - [`jobs`]: waiting tasks and the states of jobs;
+//! - [`depends`]: who waits for whom; [`dependants`]: what that does to jobs;
 //! - [`nodes`]: agents, leases, attempts that run;
 //! - [`place`]: which task runs where;
 //! - [`explain`]: why tasks wait, and which wait for ever;
@@ -25,6 +26,8 @@
 //!   ([`Input::Held`]).
 
 mod check;
+mod dependants;
+pub mod depends;
 mod explain;
 #[cfg(test)]
 mod explain_tests;
@@ -173,6 +176,17 @@ pub struct Seen {
     pub ended: bool,
 }
 
+/// Tasks that have not started and wait for others, with what has to be known
+/// of those.
+#[derive(Debug, Clone, Default)]
+pub struct Dependants {
+    /// Where parents stand: all that the tasks name and nobody waited for, and
+    /// all to which something happened that somebody waits for.
+    pub news: depends::News,
+    /// The tasks.
+    pub tasks: Vec<depends::NewDependant>,
+}
+
 /// What happens to the scheduler.
 #[derive(Debug, Clone)]
 pub enum Input {
@@ -186,6 +200,8 @@ pub enum Input {
         running: Vec<(ReadyTask, Arc<NodeId>)>,
         /// What is known of its preparation and release on nodes of this pool.
         nodes: Vec<(Arc<NodeId>, OnNode)>,
+        /// Tasks that wait for others.
+        dependants: Dependants,
     },
     /// The job's row changed. `answer`: this is what became of a [`JobWrite`].
     Job {
@@ -202,6 +218,13 @@ pub enum Input {
         job: JobKey,
         /// The tasks.
         tasks: Vec<ReadyTask>,
+    },
+    /// New tasks that wait for others, and what became of parents.
+    Dependants {
+        /// Their job.
+        job: JobKey,
+        /// The tasks and the parents.
+        dependants: Dependants,
     },
     /// A task that was activated again after a user had ended its former
     /// attempt, which may still run on `node`.
@@ -381,7 +404,8 @@ pub struct Effects {
     pub grants: Vec<(Conn, u64)>,
     /// Streams to close; needs no commit.
     pub close: Vec<Conn>,
-    /// Tasks that wait and that no node could run, as the oldest of their kind.
+    /// Tasks that wait and can never run as things are: those that no node could
+    /// run as the oldest of their kind, those that others block each by itself.
     pub unschedulable: Vec<(Row, JobKey, WaitReason)>,
     /// Nodes whose lease ran out, for logs and metrics.
     pub expired: Vec<Arc<NodeId>>,
@@ -414,6 +438,8 @@ struct Job {
     more_to_come: bool,
     linger_until: Duration,
     prep: Option<Box<Prep>>,
+    /// Tasks that wait for others; absent if there are none.
+    graph: Option<Box<depends::Graph>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -489,6 +515,7 @@ enum After {
 enum Timer {
     Lease(u32),
     Job(JobKey),
+    Untold,
 }
 
 /// See the module.
@@ -525,8 +552,14 @@ pub struct Core {
     releasing: BTreeSet<JobKey>,
     /// Goes up when nodes come, go or change.
     nodes_version: u64,
-    /// Tasks that wait, of all jobs.
+    /// Tasks that wait for a node, of all jobs.
     waiting: usize,
+    /// Tasks that wait for others.
+    held: usize,
+    /// Jobs in which something may have become impossible or possible.
+    rechecks: BTreeSet<JobKey>,
+    /// Tasks that others block, to be told of.
+    untold: VecDeque<(JobKey, Row)>,
     served: u64,
     pack: bool,
     by_creation: bool,
@@ -557,6 +590,9 @@ impl Core {
             releasing: BTreeSet::new(),
             nodes_version: 0,
             waiting: 0,
+            held: 0,
+            rechecks: BTreeSet::new(),
+            untold: VecDeque::new(),
             served: 0,
             pack: false,
             by_creation: false,
@@ -573,10 +609,16 @@ impl Core {
     pub fn step(&mut self, input: Input, now: Now, fx: &mut Effects) {
         self.began.get_or_insert(now.mono);
         match input {
-            Input::Loaded { view, ready, running, nodes } => self.load(view, ready, running, nodes, now, fx),
+            Input::Loaded { view, ready, running, nodes, dependants } => {
+                let key = view.key;
+                self.jobs.entry(key).or_insert_with(|| Job::new(view, nodes));
+                self.load_dependants(key, dependants);
+                self.load(key, ready, running, now, fx);
+            }
             Input::Job { view, answer } => self.change_job(view, answer, now, fx),
             Input::JobGone(job) => self.drop_job(job, fx),
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
+            Input::Dependants { job, dependants } => self.depend(job, dependants, now, fx),
             Input::Held { job, task, node } => self.hold(job, task, &node, now, fx),
             Input::Unrunnable { row, attempt } => self.unrunnable(row, attempt, now, fx),
             Input::Retries { job, row, needs, max_retries } => self.set_retries(job, row, &needs, max_retries),
@@ -619,7 +661,7 @@ impl Core {
 
     /// Tasks that wait and attempts that hold slots, for metrics.
     pub fn depth(&self) -> (usize, usize) {
-        (self.waiting, self.live.len())
+        (self.waiting + self.held, self.live.len())
     }
 
     /// Streams that are open.
@@ -641,6 +683,7 @@ impl Core {
             match timer {
                 Timer::Lease(node) => self.lease_timer(node, now, fx),
                 Timer::Job(job) => self.job_timer(job, now, fx),
+                Timer::Untold => self.tell_stuck(now, fx),
             }
         }
     }

@@ -49,7 +49,7 @@ impl Bench {
     fn load(&mut self, rules: Rules, tasks: u64, nodes: Vec<(Arc<NodeId>, OnNode)>) {
         let view = JobView { preparation: Some(rules), ..job_view(1) };
         let ready = (1..=tasks).map(|row| ready(row, 1)).collect();
-        self.step(Input::Loaded { view, ready, running: Vec::new(), nodes });
+        self.step(Input::Loaded { view, ready, running: Vec::new(), nodes, dependants: Dependants::default() });
     }
 
     fn becomes(&mut self, state: JobState, version: u64) {
@@ -164,7 +164,13 @@ fn a_node_on_which_it_failed_is_barred_for_this_life_and_this_job() {
     assert_eq!(bench.fx.nodes, [(1, name(0), NodeChange::Barred("1".into()))]);
     assert!(bench.fx.unschedulable.is_empty(), "there is another node");
     // Other jobs may go there.
-    bench.step(Input::Loaded { view: job_view(2), ready: vec![ready(9, 1)], running: vec![], nodes: vec![] });
+    bench.step(Input::Loaded {
+        view: job_view(2),
+        ready: vec![ready(9, 1)],
+        running: vec![],
+        nodes: vec![],
+        dependants: Dependants::default(),
+    });
     assert_eq!(bench.placed(), [(9, "n0".into(), false)]);
     bench.ends(1, 9, 1, EndCause::Exited);
     assert!(bench.placed().is_empty());
@@ -260,7 +266,7 @@ fn a_restart_goes_on_with_the_nodes_that_are_not_released() {
     let mut bench = Bench::new(0);
     let view = JobView { state: JobState::Terminating, preparation: Some(RULES), ..job_view(1) };
     let nodes = vec![(name(0), released), (name(1), prepared("1")), (name(2), prepared("1"))];
-    bench.step(Input::Loaded { view, ready: vec![], running: vec![], nodes });
+    bench.step(Input::Loaded { view, ready: vec![], running: vec![], nodes, dependants: Dependants::default() });
     assert!(!bench.is_drained());
     bench.hello(0, "1");
     assert!(bench.releases().is_empty());

@@ -73,7 +73,11 @@ pub(super) fn now() -> Now {
 }
 
 pub(super) fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
-    core.step(Input::Loaded { view, ready, running: Vec::new(), nodes: Vec::new() }, now(), &mut Effects::default());
+    core.step(
+        Input::Loaded { view, ready, running: Vec::new(), nodes: Vec::new(), dependants: Dependants::default() },
+        now(),
+        &mut Effects::default(),
+    );
 }
 
 fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {

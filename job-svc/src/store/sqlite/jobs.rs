@@ -66,8 +66,8 @@ pub(super) fn insert(connection: &Connection, new: &NewJob) -> Result<JobRow, Er
     let inserted = connection
         .prepare_cached(
             "INSERT INTO jobs (account, job_key, job_id, pool_key, pool_id, state, exit_actions, version, created,
-             modified, life, spec, preparation_key, release_key)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?8, ?9, ?10, ?11, ?12)
+             modified, life, spec, preparation_key, release_key, dependencies)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?8, ?9, ?10, ?11, ?12, ?13)
              ON CONFLICT (account, job_key) DO NOTHING",
         )
         .map_err(db)?
@@ -84,6 +84,7 @@ pub(super) fn insert(connection: &Connection, new: &NewJob) -> Result<JobRow, Er
             spec.encode_to_vec(),
             preparation,
             release,
+            spec.uses_task_dependencies,
         ])
         .map_err(db)?;
     if inserted == 0 {
@@ -312,7 +313,10 @@ pub(super) fn write(connection: &Connection, row: &mut JobRow) -> Result<(), Sto
 /// any more are dropped: the scheduler gets the row as it is and thinks again.
 pub(super) fn system_change(connection: &Connection, write_: &JobWrite, now: Timestamp) -> Result<JobFate, StoreError> {
     let Some(mut row) = by_row(connection, write_.job)? else { return Ok(JobFate::Gone(write_.job)) };
-    let still = !write_.only_if_all_complete || counts(connection, row.row)?.open() == 0;
+    let still = match write_.only_if_open {
+        None => true,
+        Some(open) => counts(connection, row.row)?.open() == i64::try_from(open).unwrap_or(i64::MAX),
+    };
     let old = row.life.state;
     // A job that the service disables or ends must be one that is at work.
     let at_work = old == JobState::Active || write_.event == JobEvent::Drained || old == JobState::Enabling;

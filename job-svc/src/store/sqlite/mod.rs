@@ -1,10 +1,12 @@
 //! The [`Store`] in one SQLite file.
 //!
 //! [`jobs`] and [`tasks`] are the API's half, [`schedule`] the scheduler's;
-//! [`job_schedules`] are the schedules that create jobs.
+//! [`job_schedules`] are the schedules that create jobs, [`depends`] is about
+//! tasks that wait for others.
 //! Every function here takes the connection of a transaction; [`SqliteStore`]
 //! puts them into one.
 
+mod depends;
 mod job_schedules;
 mod jobs;
 mod nodes;
@@ -25,6 +27,7 @@ use tokio::sync::Notify;
 use super::Store;
 use super::model::*;
 use crate::domain::Error;
+use crate::domain::dependencies::ParentState;
 use crate::domain::task::AttemptRecord;
 
 /// Name under which events are announced.
@@ -35,6 +38,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 2, sql: requests::SCHEMA },
     Migration { version: 3, sql: include_str!("../schema.sql") },
     Migration { version: 4, sql: include_str!("../needs.sql") },
+    Migration { version: 5, sql: include_str!("../depends.sql") },
     Migration { version: 6, sql: include_str!("../job_nodes.sql") },
     Migration { version: 7, sql: include_str!("../schedules.sql") },
 ];
@@ -216,6 +220,22 @@ impl Store for SqliteStore {
 
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error> {
         self.database.read(move |connection| Ok(schedule::open_tasks(connection, job, after, limit)?)).await
+    }
+
+    async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error> {
+        self.database.read(move |connection| Ok(depends::dependants(connection, job, after, limit)?)).await
+    }
+
+    async fn parents(&self, job: u64, keys: Vec<String>) -> Result<Vec<(u64, ParentState)>, Error> {
+        self.database.read(move |connection| Ok(depends::parents(connection, job, &keys)?)).await
+    }
+
+    async fn numbers(&self, job: u64, ranges: Vec<(i32, i32)>) -> Result<Vec<Numbers>, Error> {
+        self.database.read(move |connection| Ok(depends::numbers(connection, job, &ranges)?)).await
+    }
+
+    async fn missing_numbers(&self, job: u64, numbers: Vec<i32>) -> Result<Vec<i32>, Error> {
+        self.database.read(move |connection| Ok(depends::missing(connection, job, &numbers)?)).await
     }
 
     async fn load_tasks(&self, rows: Vec<u64>) -> Result<Vec<TaskRow>, Error> {

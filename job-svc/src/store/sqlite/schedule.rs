@@ -102,10 +102,14 @@ fn write(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, Commit
             }
         }
     }
+    for end in &commit.parents {
+        depends::ended(connection, end)?;
+    }
     for (task, attempt) in &commit.history {
         tasks::insert_attempt(connection, *task, attempt)?;
     }
     for row in &commit.deleted {
+        depends::removed(connection, *row)?;
         tasks::remove(connection, *row)?;
     }
     for (job, delta) in &commit.counts {
@@ -148,7 +152,7 @@ pub(super) fn purge(connection: &Connection, job: u64, limit: u32) -> Result<usi
         tasks::remove(connection, unsigned(*row))?;
     }
     if rows.is_empty() {
-        return nodes::purge(connection, job, limit);
+        return Ok(nodes::purge(connection, job, limit)? + depends::purge(connection, job, limit)?);
     }
     Ok(rows.len())
 }

@@ -61,7 +61,8 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
     }
     let found = connection
         .prepare_cached(
-            "SELECT id, pool_id, state, exit_actions, job_id, preparation_key, release_key FROM jobs
+            "SELECT id, pool_id, state, exit_actions, job_id, preparation_key, release_key, dependencies
+             FROM jobs
              WHERE account = ?1 AND job_key = ?2",
         )
         .map_err(db)?
@@ -73,11 +74,12 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
                 row.get::<_, bool>(3)?,
                 row.get::<_, String>(4)?,
                 [row.get::<_, Option<String>>(5)?, row.get(6)?],
+                row.get::<_, bool>(7)?,
             ))
         })
         .optional()
         .map_err(db)?;
-    let (job, pool, state, exit_actions, job_id, reserved) =
+    let (job, pool, state, exit_actions, job_id, reserved, dependencies) =
         found.ok_or_else(|| Error::JobNotFound(add.job.as_str().to_owned()))?;
     codec::job_state(state)?.check_add()?;
     let pool = PoolId::parse(&pool).map_err(damaged)?;
@@ -120,6 +122,10 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
             results.push(AddResult { id, outcome });
             continue;
         }
+        if task.depends.is_some() && !dependencies {
+            results.push(AddResult { outcome: Err(Error::NoDependencies(id.clone())), id });
+            continue;
+        }
         let key = task.id.key();
         if let Some(at) = reserved.iter().position(|reserved| reserved.as_deref() == Some(&*key)) {
             let (what, reason) =
@@ -149,6 +155,9 @@ pub(super) fn add(connection: &Connection, add: AddTasks) -> Result<Answered<Add
             continue;
         }
         insert_spec.execute(params![next, &task.spec[..], &*add.traceparent]).map_err(db)?;
+        if dependencies {
+            depends::added(connection, job, next, &key, task.depends.as_ref())?;
+        }
         let row = TaskRow {
             row: unsigned(next),
             job: unsigned(job),
@@ -325,6 +334,9 @@ pub(super) fn reactivate(
     let mut delta = CountsDelta::default();
     delta.moved(Some(bucket), Some(Bucket::Active), row.facts.needs.slots);
     jobs::add_counts(connection, job.row, &delta)?;
+    if job.spec.uses_task_dependencies {
+        depends::reactivated(connection, &row)?;
+    }
     let event = events::task(names(&job, &row), "job.task.requeued", Some(phase), &row.task, None, "Reactivated", now);
     outbox::append(connection, SERVICE, vec![event])?;
     remember(connection, account, request, &[], now)?;
@@ -351,6 +363,9 @@ pub(super) fn delete_completed(
     let phase = row.task.state.phase();
     if phase != Phase::Completed {
         return Ok(Answered::New(Deleted::Live(job, row)));
+    }
+    if job.spec.uses_task_dependencies {
+        depends::removed(connection, row.row)?;
     }
     remove(connection, row.row)?;
     let mut delta = CountsDelta::default();

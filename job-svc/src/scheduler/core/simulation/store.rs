@@ -68,7 +68,7 @@ impl World {
         self.loaded_to.insert(job, last);
         let of_job = self.nodes.iter().filter(|((key, _), _)| *key == job);
         let nodes = of_job.map(|((_, node), on)| (node.clone(), on.clone())).collect();
-        self.input(Input::Loaded { view, ready: waiting, running, nodes });
+        self.input(Input::Loaded { view, ready: waiting, running, nodes, dependants: Dependants::default() });
         for row in again {
             self.ready_again(job, row);
         }
@@ -151,7 +151,9 @@ impl World {
         let mut fates = Vec::new();
         for write in std::mem::take(&mut fx.jobs) {
             let open = |stored: &Stored| stored.job == write.job && stored.task.state.phase() != TaskPhase::Completed;
-            let denied = write.only_if_all_complete && self.tasks.values().any(open);
+            let denied = write
+                .only_if_open
+                .is_some_and(|wanted| self.tasks.values().filter(|stored| open(stored)).count() != wanted);
             fates.push(match self.jobs.get_mut(&write.job) {
                 Some(view) => {
                     if !denied && let Ok(state) = view.state.apply(&write.event) {
