@@ -1,17 +1,20 @@
 //! Events that are committed together with the change they announce.
 //!
-//! [`append`] numbers the events of a transaction and stores them as one row.
-//! [`relay`] publishes rows in order, with confirms, and deletes them when the
-//! bus has them; after a crash it publishes again. Consumers drop repetitions by
+//! [`append`] numbers the events of a transaction and stores them as messages:
+//! one row for each, with events of one type. [`relay`] publishes rows in order
+//! and as they are, with confirms, and deletes them when the bus has them; after
+//! a crash it publishes the same messages again. Consumers drop repetitions by
 //! (source, sequence).
 //!
 //! A service that uses the outbox puts [`SCHEMA`] into its first migration.
+
+mod group;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use kiln_bus::{Bus, BusError, Message};
-use kiln_proto::events::v1::{Event, EventBatch, event::Payload};
+use kiln_proto::events::v1::{Event, event::Payload};
 use kiln_telemetry::prometheus::IntGauge;
 use prost::Message as _;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -33,10 +36,9 @@ CREATE TABLE outbox_state (
 );
 ";
 
-/// Events of one message at most.
-const MESSAGE_EVENTS: usize = 500;
-/// Rows the relay reads at once.
+/// Messages the relay reads and publishes at once, and when it stops reading.
 const READ_ROWS: i64 = 256;
+const READ_BYTES: usize = 4 * 1024 * 1024;
 /// First and longest wait after the bus refused.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Rows are looked for this often even if no commit was noticed.
@@ -68,31 +70,49 @@ pub fn append(connection: &Connection, service: &str, events: Vec<NewEvent>) -> 
     if events.is_empty() {
         return Ok(());
     }
-    let (source, first) = state(connection, service)?;
-    let mut next = first;
-    let events: Vec<Event> = events
-        .into_iter()
-        .map(|event| {
-            let sequence = next;
-            next += 1;
-            Event {
-                id: uuid::Uuid::now_v7().to_string(),
+    let (source, mut next) = state(connection, service)?;
+    let mut ids = Ids::new();
+    let mut insert = connection.prepare_cached("INSERT INTO outbox (events) VALUES (?1)")?;
+    let mut message = Vec::new();
+    for group in group::by_type(events) {
+        message.clear();
+        for event in group {
+            let event = Event {
+                id: ids.next(),
                 time: Some(kiln_proto::time::timestamp(event.time_micros)),
                 source: source.clone(),
-                sequence: sequence.unsigned_abs(),
+                sequence: next.unsigned_abs(),
                 account: event.account,
                 subject: event.subject,
                 r#type: event.event_type.to_owned(),
                 traceparent: event.traceparent,
                 payload: Some(event.payload),
-            }
-        })
-        .collect();
+            };
+            next += 1;
+            // Field 1 of `EventBatch`.
+            prost::encoding::message::encode(1, &event, &mut message);
+        }
+        insert.execute([&message[..]])?;
+    }
     connection.prepare_cached("UPDATE outbox_state SET next_sequence = ?1")?.execute([next])?;
-    connection
-        .prepare_cached("INSERT INTO outbox (events) VALUES (?1)")?
-        .execute([EventBatch { events }.encode_to_vec()])?;
     Ok(())
+}
+
+/// Ids of the events of one transaction: UUIDs of version 7 that differ in
+/// their last bits, so that not each needs the system's random numbers.
+struct Ids(u128);
+
+impl Ids {
+    fn new() -> Self {
+        // Room to count: the last 32 bits begin at 0.
+        Self(uuid::Uuid::now_v7().as_u128() & !0xffff_ffff)
+    }
+
+    fn next(&mut self) -> String {
+        let id = uuid::Uuid::from_u128(self.0);
+        self.0 += 1;
+        id.to_string()
+    }
 }
 
 fn state(connection: &Connection, service: &str) -> Result<(String, i64), StoreError> {
@@ -164,8 +184,7 @@ async fn publish_some(database: &Database, bus: &dyn Bus, lag: &IntGauge) -> Res
     lag.set(waiting);
     let Some(last) = rows.last().map(|(id, _)| *id) else { return Ok(0) };
     let count = rows.len();
-    let events = rows.into_iter().flat_map(|(_, batch)| batch.events);
-    bus.publish_all(messages(events)).await?;
+    bus.publish_all(rows.into_iter().map(|(_, message)| message).collect()).await?;
     database
         .write::<_, StoreError, _>(move |connection| {
             Ok(connection.prepare_cached("DELETE FROM outbox WHERE id <= ?1")?.execute([last])?)
@@ -174,46 +193,47 @@ async fn publish_some(database: &Database, bus: &dyn Bus, lag: &IntGauge) -> Res
     Ok(count)
 }
 
-fn read_rows(connection: &Connection) -> Result<(Vec<(i64, EventBatch)>, i64), StoreError> {
+fn read_rows(connection: &Connection) -> Result<(Vec<(i64, Message)>, i64), StoreError> {
     let mut statement = connection.prepare_cached("SELECT id, events FROM outbox ORDER BY id LIMIT ?1")?;
     let mut rows = statement.query([READ_ROWS])?;
-    let mut batches = Vec::new();
+    let (mut messages, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
         let bytes = row.get_ref(1)?.as_blob().map_err(|error| StoreError::Damaged(error.to_string()))?;
-        let batch = EventBatch::decode(bytes).map_err(|error| StoreError::Damaged(format!("outbox: {error}")))?;
-        batches.push((row.get(0)?, batch));
-    }
-    let waiting = connection.prepare_cached("SELECT count(*) FROM outbox")?.query_row([], |row| row.get(0))?;
-    Ok((batches, waiting))
-}
-
-/// Consecutive events of one type become one message, so that the order of
-/// events is the order of messages.
-fn messages(events: impl Iterator<Item = Event>) -> Vec<Message> {
-    let mut groups: Vec<Vec<Event>> = Vec::new();
-    for event in events {
-        match groups.last_mut() {
-            Some(group) if group.len() < MESSAGE_EVENTS && group[0].r#type == event.r#type => group.push(event),
-            _ => groups.push(vec![event]),
+        size += bytes.len();
+        messages.push((row.get(0)?, message(bytes)?));
+        if size >= READ_BYTES {
+            break;
         }
     }
-    groups
-        .into_iter()
-        .map(|events| Message {
-            id: events[0].id.clone(),
-            routing_key: events[0].r#type.clone(),
-            source: events[0].source.clone(),
-            traceparent: events[0].traceparent.clone(),
-            body: Bytes::from(EventBatch { events }.encode_to_vec()),
-        })
-        .collect()
+    drop(rows);
+    let waiting = connection.prepare_cached("SELECT count(*) FROM outbox")?.query_row([], |row| row.get(0))?;
+    Ok((messages, waiting))
+}
+
+/// A row as a message. Only its first event is read: all have its type, source
+/// and cause, or begin with them.
+fn message(batch: &[u8]) -> Result<Message, StoreError> {
+    let damaged = |why: String| StoreError::Damaged(format!("outbox: {why}"));
+    let mut rest = batch;
+    let tag = prost::encoding::decode_key(&mut rest).map_err(|error| damaged(error.to_string()))?;
+    if tag != (1, prost::encoding::WireType::LengthDelimited) {
+        return Err(damaged("a row does not begin with an event".to_owned()));
+    }
+    let first = Event::decode_length_delimited(rest).map_err(|error| damaged(error.to_string()))?;
+    Ok(Message {
+        id: first.id,
+        routing_key: first.r#type,
+        source: first.source,
+        traceparent: first.traceparent,
+        body: Bytes::copy_from_slice(batch),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sqlite::{Durability, Migration};
-    use kiln_proto::events::v1::BlobChanged;
+    use kiln_proto::events::v1::{BlobChanged, EventBatch};
 
     const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: SCHEMA }];
 
@@ -237,12 +257,26 @@ mod tests {
             database.write::<_, StoreError, _>(move |c| append(c, "test", events)).await.unwrap();
         }
         let (rows, waiting) = database.read(read_rows).await.unwrap();
-        assert_eq!(waiting, 2);
-        let sequences: Vec<u64> = rows.iter().flat_map(|(_, b)| b.events.iter().map(|e| e.sequence)).collect();
+        let batches: Vec<(String, EventBatch)> = rows
+            .into_iter()
+            .map(|(_, message)| (message.routing_key, EventBatch::decode(message.body).unwrap()))
+            .collect();
+        let sequences: Vec<u64> = batches.iter().flat_map(|(_, b)| b.events.iter().map(|e| e.sequence)).collect();
         assert_eq!(sequences, [1, 2, 3, 4, 5]);
-        let messages = messages(rows.into_iter().flat_map(|(_, batch)| batch.events));
         let sizes: Vec<(String, usize)> =
-            messages.into_iter().map(|m| (m.routing_key, EventBatch::decode(m.body).unwrap().events.len())).collect();
-        assert_eq!(sizes, [("a.b.c".into(), 3), ("a.b.d".into(), 1), ("a.b.c".into(), 1)]);
+            batches.iter().map(|(key, batch)| (key.clone(), batch.events.len())).collect();
+        assert_eq!(sizes, [("a.b.c".into(), 2), ("a.b.c".into(), 1), ("a.b.d".into(), 1), ("a.b.c".into(), 1)]);
+        assert_eq!(waiting, 4);
+        let ids: std::collections::BTreeSet<&str> =
+            batches.iter().flat_map(|(_, batch)| batch.events.iter().map(|event| &*event.id)).collect();
+        assert_eq!(ids.len(), 5);
+    }
+
+    #[test]
+    fn ids_are_uuids_of_version_7() {
+        let mut ids = Ids::new();
+        for _ in 0..3 {
+            assert_eq!(uuid::Uuid::parse_str(&ids.next()).unwrap().get_version_num(), 7);
+        }
     }
 }
