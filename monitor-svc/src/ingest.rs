@@ -13,9 +13,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::join_all;
 use kiln_bus::{Bus, BusError, Delivery, QueueSpec, Subscription};
-use kiln_proto::events::v1::EventBatch;
 use kiln_time::Timestamp;
-use prost::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::fact::Fact;
@@ -123,16 +121,16 @@ impl Ingest {
             let message = &delivery.message;
             tracing::error!(message.id, message.routing_key, message.source, why, "an event cannot be used");
         };
-        let batch = match EventBatch::decode(delivery.message.body.clone()) {
-            Ok(batch) => batch,
+        let events = match convert::events(&delivery.message.body) {
+            Ok(events) => events,
             Err(error) => {
                 unusable(1, &error.to_string());
                 return Vec::new();
             }
         };
-        let mut facts = Vec::with_capacity(batch.events.len());
-        for event in batch.events {
-            match convert::fact(&event) {
+        let mut facts = Vec::with_capacity(events.len());
+        for (event, bytes) in events {
+            match convert::fact(event, bytes) {
                 Ok(fact) => facts.push(fact),
                 Err(why) => unusable(1, why),
             }
@@ -144,7 +142,7 @@ impl Ingest {
     /// delivers again).
     async fn keep(&self, taken: Vec<(Delivery, Vec<Fact>)>, shutdown: &CancellationToken) -> bool {
         let (deliveries, facts): (Vec<Delivery>, Vec<Vec<Fact>>) = taken.into_iter().unzip();
-        let facts: Vec<Fact> = facts.into_iter().flatten().collect();
+        let facts: Arc<Vec<Fact>> = Arc::new(facts.into_iter().flatten().collect());
         let total = facts.len();
         let newest = facts.iter().map(|fact| fact.time_micros).max();
         let mut pause = RETRY.0;

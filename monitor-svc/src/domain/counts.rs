@@ -17,6 +17,7 @@
 //! A task that is deleted when it had ended stays counted as ended: it is
 //! history. Slots are used while a task counts as running.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::fact::Delta;
@@ -77,11 +78,11 @@ pub fn task_deltas(job: &str, pool: Option<&str>, slots: i64, old: TaskClass, ne
     let mut deltas = Vec::new();
     for (class, delta) in [(old, -1), (new, 1)] {
         if let Some(counter) = class.counter() {
-            deltas.push(Delta { scope: job.to_owned(), counter: counter.to_owned(), delta });
+            deltas.push(Delta { scope: job.to_owned(), counter: counter.into(), delta });
         }
         if let (TaskClass::Running, Some(pool)) = (class, pool) {
             let delta = delta * slots;
-            deltas.push(Delta { scope: pool.to_owned(), counter: SLOTS_USED.to_owned(), delta });
+            deltas.push(Delta { scope: pool.to_owned(), counter: SLOTS_USED.into(), delta });
         }
     }
     deltas
@@ -92,17 +93,17 @@ pub fn node_deltas(pool: &str, slots: i64, old: Option<&str>, new: Option<&str>)
     if old == new {
         return Vec::new();
     }
-    let delta = |counter: String, delta| Delta { scope: pool.to_owned(), counter, delta };
+    let delta = |counter: Cow<'static, str>, delta| Delta { scope: pool.to_owned(), counter, delta };
     let mut deltas = Vec::new();
     if let Some(state) = old {
-        deltas.push(delta(format!("{NODE_PREFIX}{state}"), -1));
+        deltas.push(delta(format!("{NODE_PREFIX}{state}").into(), -1));
     }
     if let Some(state) = new {
-        deltas.push(delta(format!("{NODE_PREFIX}{state}"), 1));
+        deltas.push(delta(format!("{NODE_PREFIX}{state}").into(), 1));
     }
     match (old, new) {
-        (None, Some(_)) => deltas.push(delta(SLOTS.to_owned(), slots)),
-        (Some(_), None) => deltas.push(delta(SLOTS.to_owned(), -slots)),
+        (None, Some(_)) => deltas.push(delta(SLOTS.into(), slots)),
+        (Some(_), None) => deltas.push(delta(SLOTS.into(), -slots)),
         _ => {}
     }
     deltas

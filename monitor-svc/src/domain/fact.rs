@@ -1,5 +1,9 @@
 //! An event as the log keeps it.
 
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
 /// One event, ready to be stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact {
@@ -17,8 +21,9 @@ pub struct Fact {
     pub time_micros: i64,
     /// What it adds to counters.
     pub deltas: Vec<Delta>,
-    /// The event as it was published; the log gives it out unchanged.
-    pub bytes: Vec<u8>,
+    /// The event as it was published: a part of its message, not a copy. The log
+    /// gives it out unchanged.
+    pub bytes: Bytes,
 }
 
 impl Fact {
@@ -34,7 +39,7 @@ pub struct Delta {
     /// Whose counter: a topic such as `jobs/j1` or `pools/p1`.
     pub scope: String,
     /// Which counter, for example `active`.
-    pub counter: String,
+    pub counter: Cow<'static, str>,
     /// What is added.
     pub delta: i64,
 }

@@ -1,22 +1,48 @@
 //! Published events as the log keeps them.
 
+use bytes::Bytes;
 use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::event::Payload;
-use kiln_proto::events::v1::{Event, NodeChanged, TaskChanged};
+use kiln_proto::events::v1::{Event, EventBatch, NodeChanged, TaskChanged};
 use kiln_proto::job::v1::TaskState;
 use kiln_proto::pool::v1::NodeState;
 use kiln_proto::time::micros;
-use prost::Message;
+use prost::encoding::{self, DecodeContext, WireType};
+use prost::{DecodeError, Message};
 
 use crate::domain::counts::{TaskClass, node_deltas, task_deltas};
 use crate::domain::fact::{Delta, Fact};
 
+/// Number of the field `EventBatch.events`.
+const EVENTS: u32 = 1;
 /// Longest name of a source, an account or a type, and longest subject.
 const MAX_NAME: usize = 256;
 const MAX_SUBJECT: usize = 4096;
 
+/// The events of a message, each with its part of it, or why there are none.
+pub(super) fn events(message: &Bytes) -> Result<Vec<(Event, Bytes)>, DecodeError> {
+    let mut rest = &message[..];
+    let mut events = Vec::new();
+    while !rest.is_empty() {
+        let (field, kind) = encoding::decode_key(&mut rest)?;
+        if (field, kind) != (EVENTS, WireType::LengthDelimited) {
+            encoding::skip_field(kind, field, &mut rest, DecodeContext::default())?;
+            continue;
+        }
+        let length = encoding::decode_varint(&mut rest)?;
+        let Some((event, behind)) = usize::try_from(length).ok().and_then(|length| rest.split_at_checked(length))
+        else {
+            // Prost's own word for it.
+            return EventBatch::decode(message.clone()).map(|_| events);
+        };
+        events.push((Event::decode(event)?, message.slice_ref(event)));
+        rest = behind;
+    }
+    Ok(events)
+}
+
 /// The event as a fact, or why it is none.
-pub(super) fn fact(event: &Event) -> Result<Fact, &'static str> {
+pub(super) fn fact(event: Event, bytes: Bytes) -> Result<Fact, &'static str> {
     for name in [&event.source, &event.account, &event.r#type] {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err("source, account or type is empty or too long");
@@ -28,15 +54,21 @@ pub(super) fn fact(event: &Event) -> Result<Fact, &'static str> {
     let sequence = i64::try_from(event.sequence).ok().filter(|n| *n > 0).ok_or("the sequence is out of range")?;
     let time = event.time.as_ref().ok_or("the time is missing")?;
     Ok(Fact {
-        source: event.source.clone(),
         sequence,
-        account: event.account.clone(),
-        subject: event.subject.to_lowercase(),
-        event_type: event.r#type.clone(),
         time_micros: micros(time),
-        deltas: deltas(event),
-        bytes: event.encode_to_vec(),
+        deltas: deltas(&event),
+        subject: lower(event.subject),
+        source: event.source,
+        account: event.account,
+        event_type: event.r#type,
+        bytes,
     })
+}
+
+/// Most names are in lower case already.
+fn lower(text: String) -> String {
+    let is_lower = text.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+    if is_lower { text } else { text.to_lowercase() }
 }
 
 fn deltas(event: &Event) -> Vec<Delta> {
@@ -176,6 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn events_keep_the_bytes_they_came_in() {
+        let event = |n: u64| Event { sequence: n, subject: "jobs/j".into(), ..Event::default() };
+        let batch = EventBatch { events: vec![event(1), event(2)] };
+        let mut bytes = batch.encode_to_vec();
+        // A field of a later contract.
+        bytes.extend([0x78, 0x05]);
+        let events = events(&bytes.into()).unwrap();
+        let pairs: Vec<_> = batch.events.iter().map(|event| (event.clone(), event.encode_to_vec().into())).collect();
+        assert_eq!(events, pairs);
+        for broken in [&[0x0a][..], &[0x0a, 0x05, 0x00], &[0xff], &[0x0a, 0x02, 0x0a, 0x09]] {
+            assert!(super::events(&Bytes::copy_from_slice(broken)).is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
     fn events_that_cannot_be_kept_say_why() {
         let good = Event {
             source: "s/1".into(),
@@ -186,6 +233,7 @@ mod tests {
             time: Some(kiln_proto::time::timestamp(5)),
             ..Event::default()
         };
+        let fact = |event: &Event| fact(event.clone(), Bytes::new());
         assert_eq!(fact(&good).unwrap().subject, "jobs/j");
         for bad in [
             Event { source: String::new(), ..good.clone() },

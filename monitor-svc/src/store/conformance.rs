@@ -16,7 +16,7 @@ fn fact(source: &str, sequence: i64, account: &str, subject: &str, event_type: &
         event_type: event_type.into(),
         time_micros: sequence * SECOND,
         deltas: Vec::new(),
-        bytes: format!("{source} {sequence}").into_bytes(),
+        bytes: format!("{source} {sequence}").into_bytes().into(),
     }
 }
 
@@ -37,11 +37,11 @@ pub async fn suite(store: &dyn Store) {
 
 async fn repetitions_are_dropped_and_positions_grow(store: &dyn Store) {
     let batch = |range: std::ops::Range<i64>| range.map(|n| fact("one", n, "a", "jobs/rep", "t")).collect::<Vec<_>>();
-    let first = store.append(batch(1..4), 0).await.unwrap();
+    let first = store.append(Arc::new(batch(1..4)), 0).await.unwrap();
     assert_eq!((first.new, first.topics), (3, vec![("a".into(), "jobs/rep".into())]));
-    let second = store.append([batch(2..6), batch(5..6)].concat(), 0).await.unwrap();
+    let second = store.append(Arc::new([batch(2..6), batch(5..6)].concat()), 0).await.unwrap();
     assert_eq!(second.new, 2);
-    let known = store.append(batch(1..6), 0).await.unwrap();
+    let known = store.append(Arc::new(batch(1..6)), 0).await.unwrap();
     assert_eq!(known, Appended::default());
     let events = store.topic("a", "jobs/rep", 0, 100).await.unwrap();
     assert_eq!(sequences(&events), [1, 2, 3, 4, 5]);
@@ -61,7 +61,7 @@ async fn topics_and_accounts_are_kept_apart(store: &dyn Store) {
         fact("two", 4, "a", "jobs/x2", "job.job.created"),
         fact("two", 5, "a", "jobs/x", "job.job.state"),
     ];
-    store.append(facts, 0).await.unwrap();
+    store.append(Arc::new(facts), 0).await.unwrap();
     assert_eq!(sequences(&store.topic("a", "jobs/x", 0, 100).await.unwrap()), [1, 2, 5]);
     assert_eq!(sequences(&store.topic("b", "jobs/x", 0, 100).await.unwrap()), [3]);
     assert!(store.topic("c", "jobs/x", 0, 100).await.unwrap().is_empty());
@@ -72,13 +72,13 @@ async fn topics_and_accounts_are_kept_apart(store: &dyn Store) {
 }
 
 async fn lists_filter_and_page(store: &dyn Store) {
-    let facts = (1..=20)
+    let facts: Vec<Fact> = (1..=20)
         .map(|n| {
             let kind = if n % 2 == 0 { "job.task.added" } else { "job.task.started" };
             fact("three", n, "list", &format!("jobs/l{}/tasks/t{n}", n % 3), kind)
         })
         .collect();
-    store.append(facts, 0).await.unwrap();
+    store.append(Arc::new(facts), 0).await.unwrap();
     for (subject, kind, expected) in [
         ("", "", (1..=20).collect::<Vec<i64>>()),
         ("jobs/l1/", "", (1..=20).filter(|n| n % 3 == 1).collect()),
@@ -102,7 +102,7 @@ async fn lists_filter_and_page(store: &dyn Store) {
 async fn tasks_come_by_key(store: &dyn Store) {
     let facts = (1..=12).map(|n| fact("four", n, "tasks", &format!("jobs/j/tasks/t{}", n % 4), "x"));
     let noise = [fact("four", 13, "tasks", "jobs/j", "x"), fact("four", 14, "tasks", "jobs/j2/tasks/t9", "x")];
-    store.append(facts.chain(noise).collect(), 0).await.unwrap();
+    store.append(Arc::new(facts.chain(noise).collect()), 0).await.unwrap();
     let first = store.tasks("tasks", "j", None, 3).await.unwrap();
     let keys: Vec<&str> = first.tasks.iter().map(|(key, _)| key.as_str()).collect();
     assert_eq!((keys, first.more), (vec!["t0", "t1", "t2"], true));
@@ -126,7 +126,7 @@ async fn counters_add_up(store: &dyn Store) {
         step(3, 3_700, C::Active, C::Running),
         step(4, 7_300, C::Running, C::Succeeded),
     ];
-    store.append([facts.clone(), facts].concat(), 0).await.unwrap();
+    store.append(Arc::new([facts.clone(), facts].concat()), 0).await.unwrap();
     assert_eq!(store.first_change("count", "jobs/c").await.unwrap(), Some(10 * SECOND));
     assert_eq!(store.first_change("other", "jobs/c").await.unwrap(), None);
     for step in [1, 60, 600, 3600, 7200] {
@@ -152,8 +152,8 @@ async fn counters_add_up(store: &dyn Store) {
 
 async fn gaps_are_seen_and_close(store: &dyn Store) {
     let add = |numbers: Vec<i64>, now| async move {
-        let facts = numbers.into_iter().map(|n| fact("gappy", n, "a", "jobs/gap", "x")).collect();
-        store.append(facts, now).await.unwrap();
+        let facts: Vec<Fact> = numbers.into_iter().map(|n| fact("gappy", n, "a", "jobs/gap", "x")).collect();
+        store.append(Arc::new(facts), now).await.unwrap();
         store.gaps().await.unwrap().into_iter().find(|gap| gap.source == "gappy")
     };
     // What was announced before we listened is not missed.
@@ -175,7 +175,7 @@ async fn old_events_go_and_do_not_come_back(store: &dyn Store) {
     let facts: Vec<Fact> = (1..=10)
         .map(|n| Fact { time_micros: 1_000_000 * SECOND + n, ..fact("old", n, "keep", "jobs/old", "x") })
         .collect();
-    store.append(facts.clone(), 0).await.unwrap();
+    store.append(Arc::new(facts.clone()), 0).await.unwrap();
     let before = store.log().await.unwrap();
     let keep = Keep { since_micros: 1_000_000 * SECOND + 5, max_events: u64::MAX, idle_since_micros: 0 };
     while store.prune(keep).await.unwrap().more {}
@@ -186,7 +186,7 @@ async fn old_events_go_and_do_not_come_back(store: &dyn Store) {
     assert_eq!(sequences(&left), [9, 10]);
     let log = store.log().await.unwrap();
     assert_eq!((log.events, log.last, log.floor), (2, before.last, left[0].position - 1));
-    assert_eq!(store.append(facts, 0).await.unwrap().new, 0);
+    assert_eq!(store.append(Arc::new(facts), 0).await.unwrap().new, 0);
     // Seconds are gone, hours stay, and with them the sums: one task is active.
     let span = Span::new(2_000_000 * SECOND, 2_000_000 * SECOND, SECOND).unwrap();
     assert_eq!(store.changes("count", "jobs/c", span, None).await.unwrap().before[ACTIVE], 1);
@@ -251,12 +251,12 @@ proptest! {
         let (expected, got) = runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
             let one = sqlite::SqliteStore::open(&dir.path().join("1.db")).await.unwrap();
-            one.append(facts, 0).await.unwrap();
+            one.append(Arc::new(facts), 0).await.unwrap();
             let two = sqlite::SqliteStore::open(&dir.path().join("2.db")).await.unwrap();
             let mut sizes = moves.iter().map(|(.., size)| *size).cycle();
             while !shuffled.is_empty() {
                 let size = sizes.next().unwrap().min(shuffled.len());
-                two.append(shuffled.drain(..size).collect(), 0).await.unwrap();
+                two.append(Arc::new(shuffled.drain(..size).collect()), 0).await.unwrap();
             }
             (projections(&one).await, projections(&two).await)
         });
@@ -282,13 +282,13 @@ async fn rate() {
         .map(|n| Fact {
             time_micros: n * 100,
             deltas: task_deltas("jobs/j", Some("pools/p"), 1, TaskClass::Active, TaskClass::Running),
-            bytes: vec![7; 250],
+            bytes: vec![7; 250].into(),
             ..fact("s", n, "a", &format!("jobs/j/tasks/task-{:07}", n / 4), "job.task.assigned")
         })
         .collect();
     let begun = std::time::Instant::now();
     for batch in facts.chunks(5_000) {
-        store.append(batch.to_vec(), 0).await.unwrap();
+        store.append(Arc::new(batch.to_vec()), 0).await.unwrap();
     }
     let seconds = begun.elapsed().as_secs_f64();
     let size = std::fs::metadata(dir.path().join("m.db")).unwrap().len();

@@ -9,6 +9,7 @@ mod retention;
 pub mod sqlite;
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use kiln_store::StoreError;
@@ -107,7 +108,7 @@ pub struct Pruned {
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Stores the events that are not in the log yet, with what they add to
     /// counters, in one transaction that is durable when this answers.
-    async fn append(&self, facts: Vec<Fact>, now_micros: i64) -> Result<Appended, StoreError>;
+    async fn append(&self, facts: Arc<Vec<Fact>>, now_micros: i64) -> Result<Appended, StoreError>;
 
     /// The log as a whole.
     async fn log(&self) -> Result<LogState, StoreError>;

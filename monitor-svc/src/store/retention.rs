@@ -39,11 +39,12 @@ fn prune_events(connection: &Connection, cutoff_micros: i64, max_events: u64) ->
     let Some(last) = last else { return Ok(0) };
     connection
         .prepare_cached(
-            "UPDATE sources SET forgotten = max(forgotten,
-             coalesce((SELECT max(sequence) FROM events WHERE source = number AND position <= ?1), 0))
-             WHERE number IN (SELECT DISTINCT source FROM events WHERE position <= ?1)",
+            "UPDATE sources SET forgotten = max(forgotten, gone.newest)
+             FROM (SELECT source, max(sequence) AS newest FROM events WHERE position <= ?1 GROUP BY source) AS gone
+             WHERE number = gone.source",
         )?
         .execute([last])?;
+    connection.prepare_cached("DELETE FROM runs WHERE last <= ?1")?.execute([last])?;
     let deleted = connection.prepare_cached("DELETE FROM events WHERE position <= ?1")?.execute([last])?;
     connection.prepare_cached("UPDATE log SET events = events - ?1, floor = ?2")?.execute(params![count, last])?;
     Ok(deleted)

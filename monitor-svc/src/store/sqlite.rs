@@ -1,17 +1,22 @@
-//! [`Store`] in one SQLite file.
+//! [`Store`] in one SQLite file. [`append`] is how events come into it.
 
-use std::collections::{HashMap, HashSet};
+mod append;
+
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use kiln_store::rusqlite::{Connection, OptionalExtension, Row, params};
+use kiln_store::rusqlite::{Connection, Row, params};
 use kiln_store::{Database, Durability, Migration, StoreError};
 
 use super::{Appended, Filter, Gap, Keep, Listed, LogState, Pruned, Store, TaskEvents, retention};
 use crate::domain::counts::{Changes, Counters, Span, WIDTHS};
 use crate::domain::fact::{Fact, Logged};
 
-const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: include_str!("schema.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { version: 1, sql: include_str!("schema.sql") },
+    Migration { version: 2, sql: include_str!("runs.sql") },
+];
 
 /// A prefix with at most this many events is read by subject and sorted; one
 /// with more is common enough to be found by reading the log.
@@ -43,21 +48,17 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn append(&self, facts: Vec<Fact>, now_micros: i64) -> Result<Appended, StoreError> {
-        self.database.write(move |connection| append(connection, facts, now_micros)).await
+    async fn append(&self, facts: Arc<Vec<Fact>>, now_micros: i64) -> Result<Appended, StoreError> {
+        self.database.write(move |connection| append::append(connection, &facts, now_micros)).await
     }
 
     async fn log(&self) -> Result<LogState, StoreError> {
         self.database
             .read(|connection| {
-                let (id, events, floor) = connection
-                    .prepare_cached("SELECT id, events, floor FROM log")?
-                    .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-                let last = connection
-                    .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'events'")?
-                    .query_row([], |row| row.get(0))
-                    .optional()?
-                    .unwrap_or(0);
+                let (id, events, floor, last) =
+                    connection
+                        .prepare_cached("SELECT id, events, floor, last FROM log")?
+                        .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
                 Ok(LogState { id, events, floor, last })
             })
             .await
@@ -65,15 +66,7 @@ impl Store for SqliteStore {
 
     async fn topic(&self, account: &str, topic: &str, after: i64, limit: u32) -> Result<Vec<Logged>, StoreError> {
         let (account, topic) = (account.to_owned(), topic.to_owned());
-        self.database
-            .read(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT position, sequence, subject, type, event FROM events
-                     WHERE account = ?1 AND topic = ?2 AND position > ?3 ORDER BY position LIMIT ?4",
-                )?;
-                collect(statement.query_map(params![account, topic, after, limit], logged)?)
-            })
-            .await
+        self.database.read(move |connection| topic_page(connection, &account, &topic, after, limit)).await
     }
 
     async fn list(&self, account: &str, filter: Filter, after: i64, limit: u32) -> Result<Listed, StoreError> {
@@ -205,121 +198,38 @@ impl Store for SqliteStore {
     }
 }
 
-/// What the writer knows of a source during one transaction.
-struct Source {
-    number: i64,
-    contiguous: i64,
-    newest: i64,
-    forgotten: i64,
-}
-
-fn append(connection: &Connection, facts: Vec<Fact>, now_micros: i64) -> Result<Appended, StoreError> {
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO events (source, sequence, account, subject, topic, type, time, event)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (source, sequence) DO NOTHING",
+/// Events of a topic, run by run. Events of other topics may lie in a run.
+fn topic_page(
+    connection: &Connection,
+    account: &str,
+    topic: &str,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<Logged>, StoreError> {
+    let begin: i64 = connection
+        .prepare_cached("SELECT coalesce(max(first), 0) FROM runs WHERE account = ?1 AND topic = ?2 AND first <= ?3")?
+        .query_row(params![account, topic, after], |row| row.get(0))?;
+    let mut runs = connection.prepare_cached(
+        "SELECT first, last FROM runs WHERE account = ?1 AND topic = ?2 AND first >= ?3 ORDER BY first",
     )?;
-    let mut sources: HashMap<String, Source> = HashMap::new();
-    let mut topics = HashSet::new();
-    let mut sums: HashMap<(String, String, i64, String), i64> = HashMap::new();
-    let mut new = 0_i64;
-    for fact in facts {
-        if !sources.contains_key(&fact.source) {
-            sources.insert(fact.source.clone(), source(connection, &fact.source, fact.sequence)?);
-        }
-        let Some(source) = sources.get_mut(&fact.source) else { continue };
-        if fact.sequence <= source.forgotten {
-            continue;
-        }
-        let topic = fact.topic();
-        let inserted = insert.execute(params![
-            source.number,
-            fact.sequence,
-            fact.account,
-            fact.subject,
-            topic,
-            fact.event_type,
-            fact.time_micros,
-            fact.bytes
-        ])?;
-        if inserted == 0 {
-            continue;
-        }
-        new += 1;
-        source.newest = source.newest.max(fact.sequence);
-        topics.insert((fact.account.clone(), topic.to_owned()));
-        let second = fact.time_micros.div_euclid(1_000_000);
-        for delta in fact.deltas {
-            *sums.entry((fact.account.clone(), delta.scope, second, delta.counter)).or_default() += delta.delta;
-        }
-    }
-    count(connection, sums)?;
-    for source in sources.values() {
-        follow(connection, source, now_micros)?;
-    }
-    connection.prepare_cached("UPDATE log SET events = events + ?1")?.execute([new])?;
-    Ok(Appended { topics: topics.into_iter().collect(), new: usize::try_from(new).unwrap_or(usize::MAX) })
-}
-
-fn source(connection: &Connection, name: &str, first_sequence: i64) -> Result<Source, StoreError> {
-    let known = connection
-        .prepare_cached("SELECT number, contiguous, newest, forgotten FROM sources WHERE name = ?1")?
-        .query_row([name], |row| {
-            Ok(Source { number: row.get(0)?, contiguous: row.get(1)?, newest: row.get(2)?, forgotten: row.get(3)? })
-        })
-        .optional()?;
-    if let Some(source) = known {
-        return Ok(source);
-    }
-    // What a source announced before we listened is not missed.
-    let contiguous = first_sequence.saturating_sub(1);
-    connection
-        .prepare_cached("INSERT INTO sources (name, contiguous, newest) VALUES (?1, ?2, ?2)")?
-        .execute(params![name, contiguous])?;
-    Ok(Source { number: connection.last_insert_rowid(), contiguous, newest: contiguous, forgotten: 0 })
-}
-
-/// Adds the sums to the counters of every width.
-fn count(connection: &Connection, sums: HashMap<(String, String, i64, String), i64>) -> Result<(), StoreError> {
-    let mut add = connection.prepare_cached(
-        "INSERT INTO counters (account, scope, width, bucket, counter, delta) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT DO UPDATE SET delta = delta + excluded.delta",
+    let mut runs = runs.query(params![account, topic, begin])?;
+    let mut statement = connection.prepare_cached(
+        "SELECT position, sequence, subject, type, event FROM events NOT INDEXED
+         WHERE position BETWEEN ?1 AND ?2 AND account = ?3 AND (subject = ?4 OR substr(subject, 1, ?5) = ?4 || '/')
+         ORDER BY position LIMIT ?6",
     )?;
-    for ((account, scope, second, counter), delta) in sums {
-        if delta == 0 {
-            continue;
-        }
-        for width in WIDTHS {
-            add.execute(params![account, scope, width, second.div_euclid(width), counter, delta])?;
-        }
-    }
-    Ok(())
-}
-
-/// Moves `contiguous` over what has come, and notes whether something is missing.
-fn follow(connection: &Connection, source: &Source, now_micros: i64) -> Result<(), StoreError> {
-    let mut contiguous = source.contiguous;
-    if source.newest > contiguous {
-        let mut statement = connection
-            .prepare_cached("SELECT sequence FROM events WHERE source = ?1 AND sequence > ?2 ORDER BY sequence")?;
-        let mut rows = statement.query(params![source.number, contiguous])?;
-        while let Some(row) = rows.next()? {
-            let sequence: i64 = row.get(0)?;
-            if sequence != contiguous + 1 {
-                break;
-            }
-            contiguous = sequence;
+    let length = i64::try_from(topic.chars().count()).unwrap_or(i64::MAX).saturating_add(1);
+    let mut found = Vec::new();
+    while let Some(run) = runs.next()? {
+        let (first, last): (i64, i64) = (run.get(0)?, run.get(1)?);
+        let rest = i64::from(limit) - i64::try_from(found.len()).unwrap_or(i64::MAX);
+        let range = params![first.max(after.saturating_add(1)), last, account, topic, length, rest];
+        found.extend(collect(statement.query_map(range, logged)?)?);
+        if found.len() >= limit as usize {
+            break;
         }
     }
-    let gap_since = (source.newest > contiguous).then_some(now_micros);
-    connection
-        .prepare_cached(
-            "UPDATE sources SET newest = ?2, contiguous = ?3,
-             gap_since = CASE WHEN ?4 IS NULL THEN NULL
-                              WHEN contiguous = ?3 THEN coalesce(gap_since, ?4) ELSE ?4 END
-             WHERE number = ?1",
-        )?
-        .execute(params![source.number, source.newest, contiguous, gap_since])?;
-    Ok(())
+    Ok(found)
 }
 
 /// Two ways to find what a list asks for: a rare prefix through the index of
@@ -346,7 +256,7 @@ fn list(connection: &Connection, account: &str, filter: &Filter, after: i64, lim
         }
     }
     let (floor, last): (i64, i64) = connection
-        .prepare_cached("SELECT floor, coalesce((SELECT max(position) FROM events), 0) FROM log")?
+        .prepare_cached("SELECT floor, last FROM log")?
         .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let after = after.max(floor);
     let end = after.saturating_add(LIST_SCAN);
