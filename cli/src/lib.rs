@@ -265,6 +265,7 @@ mod tests {
             "kiln bench latency --load 100,1000",
             "kiln bench submit --count 5",
             "kiln bench nodes --nodes 10,1000",
+            "kiln bench core --count 10",
             "kiln completions zsh",
             "kiln man m",
             "kiln agent --join f",

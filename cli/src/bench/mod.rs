@@ -3,7 +3,7 @@
 //! - [`tasks`]: whole lives of tasks, with processes or on simulated nodes;
 //! - [`latency`]: one task at a time, and under load;
 //! - [`submit`]: a long queue;
-//! - [`scale`]: many nodes;
+//! - [`scale`]: many nodes; [`core`]: placement alone;
 //! - [`server`]: the deployment that is measured, a process of its own;
 //!   [`usage`]: what it costs; [`nodes`]: simulated nodes; [`job`]: jobs and
 //!   streams of tasks; [`floor`], [`sqlite_floor`]: what the machine allows;
@@ -12,6 +12,7 @@
 //! Every figure is the median of some rounds, and every round has its floor in
 //! the same minute: a busy machine makes both smaller, their ratio stays.
 
+pub mod core;
 pub mod figures;
 pub mod floor;
 pub mod job;
@@ -48,6 +49,8 @@ enum What {
     Submit(submit::SubmitArgs),
     /// The same tasks on few and on many simulated nodes
     Nodes(scale::NodesArgs),
+    /// Placements of the scheduler's core, without any I/O
+    Core(core::CoreArgs),
 }
 
 /// Carries out `kiln bench`.
@@ -60,6 +63,7 @@ pub async fn command(connect: ConnectArgs, format: Format, args: BenchArgs) -> O
         What::Latency(args) => latency::run(&connect, args).await?,
         What::Submit(args) => submit::run(&connect, args).await?,
         What::Nodes(args) => scale::run(&connect, args).await?,
+        What::Core(args) => core::run(args)?,
     };
     match format {
         Format::Json => output::line(format_args!("{}", json::pretty(&report.json()))),

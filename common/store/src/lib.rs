@@ -9,6 +9,7 @@
 //! Domain code does not see these types: each service has a store trait in its
 //! own words, and the SQLite implementation of that trait uses this crate.
 
+mod checkpoint;
 pub mod outbox;
 pub mod requests;
 pub mod sqlite;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::checkpoint::Checkpoints;
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
@@ -170,6 +171,12 @@ impl Database {
         };
         connection.pragma_update(None, "synchronous", synchronous)?;
         migrate(&mut connection, migrations)?;
+        let name = path.file_stem().map_or_else(|| "store".to_owned(), |stem| stem.to_string_lossy().into_owned());
+        let no_thread = |error: std::io::Error| StoreError::Damaged(format!("no thread for the database: {error}"));
+        let copier = Connection::open(path)?;
+        configure(&copier)?;
+        copier.pragma_update(None, "synchronous", synchronous)?;
+        let checkpoints = Checkpoints::start(&name, copier).map_err(no_thread)?;
         let (writer, queue) = mpsc::channel(WRITE_QUEUE);
         let inner = Arc::new(Inner {
             path: path.to_owned(),
@@ -179,17 +186,17 @@ impl Database {
             committed: Notify::new(),
         });
         let weak = Arc::downgrade(&inner);
-        let name = path.file_stem().map_or_else(|| "store".to_owned(), |stem| stem.to_string_lossy().into_owned());
         std::thread::Builder::new()
             .name(format!("write-{name}"))
             .spawn(move || {
-                write_loop(&connection, queue, || {
+                let committed = || {
                     if let Some(inner) = weak.upgrade() {
                         inner.committed.notify_waiters();
                     }
-                });
+                };
+                write_loop(&connection, queue, committed, || checkpoints.after_commit(&connection));
             })
-            .map_err(|error| StoreError::Damaged(format!("no thread for the writer: {error}")))?;
+            .map_err(no_thread)?;
         Ok(Self { inner })
     }
 
@@ -305,7 +312,7 @@ fn configure(connection: &Connection) -> Result<(), StoreError> {
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "cache_size", -16_000)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.set_prepared_statement_cache_capacity(128);
     Ok(())
 }
@@ -325,7 +332,9 @@ fn migrate(connection: &mut Connection, migrations: &[Migration]) -> Result<(), 
     Ok(())
 }
 
-fn write_loop(connection: &Connection, mut queue: mpsc::Receiver<Work>, committed: impl Fn()) {
+/// `committed` is called when a commit is durable, `answered` when its callers
+/// know it.
+fn write_loop(connection: &Connection, mut queue: mpsc::Receiver<Work>, committed: impl Fn(), answered: impl Fn()) {
     let mut group = Vec::with_capacity(MAX_GROUP);
     while queue.blocking_recv_many(&mut group, MAX_GROUP) > 0 {
         let mut answers = Vec::with_capacity(group.len());
@@ -340,6 +349,7 @@ fn write_loop(connection: &Connection, mut queue: mpsc::Receiver<Work>, committe
         for answer in answers {
             answer.send(outcome.clone());
         }
+        answered();
     }
 }
 
