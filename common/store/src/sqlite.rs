@@ -24,7 +24,7 @@ const WRITE_QUEUE: usize = 4096;
 /// Reads at once.
 const READERS: usize = 4;
 /// How long to wait for the file's lock, which only another process could hold.
-const BUSY_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
+const BUSY_TIMEOUT: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(5) };
 
 /// Why the store did not do it. Nothing of a failed write is kept.
 #[derive(Debug, Clone, thiserror::Error)]
