@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::NodeAgentConfig;
+use crate::confine::Confiner;
 use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause};
 use crate::domain::environment::NodeFacts;
 use crate::domain::lease::Lease;
@@ -87,6 +88,8 @@ pub struct Agent {
     pub node_token: Arc<RwLock<String>>,
     /// Until when directories of tasks stay.
     pub kept: Kept,
+    /// Users and limits of processes.
+    pub confiner: Arc<Confiner>,
     /// Primaries of multi-instance tasks that wait.
     pub proceeds: Proceeds,
     /// Preparation and release of jobs.
@@ -142,6 +145,8 @@ pub struct Parts {
     pub output: Output,
     /// Until when directories of tasks stay.
     pub kept: Kept,
+    /// Users and limits of processes.
+    pub confiner: Arc<Confiner>,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
 }
@@ -173,13 +178,14 @@ impl Agent {
         Self {
             config,
             incarnation,
+            machine: Machine::read(&root),
             root,
-            machine: Machine::read(),
             supervisor: parts.supervisor,
             input: parts.input,
             output: parts.output,
             node_token: parts.node_token,
             kept: parts.kept,
+            confiner: parts.confiner,
             proceeds: Proceeds::default(),
             jobs: Jobs::default(),
             work_due: Notify::new(),

@@ -14,12 +14,16 @@ use crate::config::{NodeAgentConfig, Settings};
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
     /// Join file that a provider (or `kiln node join`) wrote.
-    #[arg(long, value_name = "FILE", required_unless_present = "guard")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["guard", "shim"])]
     pub join: Option<PathBuf>,
     /// Run as the guard of the agent with this incarnation: kills its tasks
     /// when the agent is gone. Started by the agent itself.
     #[arg(long, value_name = "INCARNATION", hide = true, conflicts_with = "join")]
     pub guard: Option<String>,
+    /// Put this process into its place and become a task's. Started by the agent
+    /// itself.
+    #[arg(long, hide = true, conflicts_with_all = ["join", "guard"])]
+    pub shim: bool,
 }
 
 /// Runs the agent until it leaves its pool or is asked to stop. Call it
@@ -32,12 +36,16 @@ pub fn main_with(args: AgentArgs) -> anyhow::Result<()> {
     if let Some(incarnation) = args.guard {
         return crate::process::guard::run_guard(&incarnation);
     }
+    if args.shim {
+        return crate::process::shim::run_shim();
+    }
     let file = args.join.context("--join FILE is required")?;
     let join = JoinConfig::read(&file).with_context(|| format!("join file {}", file.display()))?;
     let mut config = NodeAgentConfig::new(join);
     config.settings = Settings::load()?;
     config.owns_process = true;
-    config.guard_command = guard_command();
+    config.guard_command = own_command("--guard");
+    config.shim_command = own_command("--shim");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let telemetry = runtime.block_on(async {
         kiln_telemetry::init(Options {
@@ -73,12 +81,12 @@ fn stop_on_signal(kind: SignalKind, shutdown: CancellationToken) -> anyhow::Resu
     Ok(())
 }
 
-/// How to start this very program as a guard: everything before `--join`, so
-/// that the subcommand of `kiln` is kept.
-fn guard_command() -> Vec<String> {
+/// How to start this very program as a helper of its own: everything before `--join`,
+/// so that the subcommand of `kiln` is kept.
+fn own_command(argument: &str) -> Vec<String> {
     // Works even when the program file was replaced since it was started.
     let mut command = vec!["/proc/self/exe".to_owned()];
     command.extend(std::env::args().skip(1).take_while(|argument| !argument.starts_with("--join")));
-    command.push("--guard".to_owned());
+    command.push(argument.to_owned());
     command
 }

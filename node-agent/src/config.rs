@@ -30,13 +30,22 @@ pub struct NodeAgentConfig {
     /// Program and arguments of the guard process, to which the incarnation is
     /// appended; empty means that there is none.
     pub guard_command: Vec<String>,
+    /// Program and arguments of the shim; without one tasks cannot have users of their own, and
+    /// their limits are watched instead of enforced by the kernel.
+    pub shim_command: Vec<String>,
 }
 
 impl NodeAgentConfig {
     /// The agent of the node that `join` describes, with default settings and
     /// without a guard process.
     pub fn new(join: JoinConfig) -> Self {
-        Self { join, settings: Settings::default(), owns_process: false, guard_command: Vec::new() }
+        Self {
+            join,
+            settings: Settings::default(),
+            owns_process: false,
+            guard_command: Vec::new(),
+            shim_command: Vec::new(),
+        }
     }
 }
 

@@ -14,13 +14,13 @@ use kiln_proto::job::v1::Instance;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::confine::Confined;
 use crate::domain::attempt::{Attempt, Event};
 use crate::domain::environment::InstanceFacts;
 use crate::domain::failure::Failure;
 use crate::domain::ledger::Key;
 use crate::process::launch::{Launch, Output, exit_code};
 use crate::process::supervisor::Running;
-use crate::run_process;
 
 /// The primaries that may go on.
 #[derive(Debug, Default)]
@@ -64,6 +64,8 @@ pub struct Coordination<'a> {
     pub marker: &'a str,
     /// Longest time, as for the command of the task.
     pub limit: Option<Duration>,
+    /// That of the task.
+    pub confined: &'a Confined,
     /// The instance goes on when it may.
     pub is_primary: bool,
 }
@@ -141,7 +143,7 @@ async fn coordinate(
         working_dir: coordination.working_dir.to_owned(),
         output: Output { stdout: copy(&coordination.output.stdout)?, stderr: copy(&coordination.output.stderr)? },
     };
-    let running = run_process::start(&agent.supervisor, launch, coordination.marker.to_owned()).await?;
+    let running = coordination.confined.start(agent, launch, coordination.marker).await?;
     let timer = async {
         match coordination.limit {
             Some(limit) => tokio::time::sleep(limit).await,

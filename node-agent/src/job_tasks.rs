@@ -250,6 +250,7 @@ impl JobTask<'_> {
             command_line: &self.spec.command_line,
             resource_files: &self.spec.resource_files,
             settings: self.environment.iter().chain(&self.spec.environment).collect(),
+            identity: self.spec.user_identity.as_ref(),
             in_container: self.spec.container_settings.is_some(),
             limit,
             max_retries,

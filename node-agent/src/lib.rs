@@ -11,6 +11,7 @@
 //! | [`agent`] | what the loops share in one life of the agent |
 //! | [`control`], [`work`] | the two streams, and the watch over the lease |
 //! | [`run_attempt`], [`run_process`] | from assignment to result |
+//! | [`confine`] | users, limits and graphics processors of tasks |
 //! | [`instance`] | instances of multi-instance tasks |
 //! | [`start_task`], [`job_tasks`], [`node_task`] | tasks of the node itself, and of jobs on it |
 //! | [`process`] | starting, watching and killing process trees |
@@ -26,6 +27,7 @@ pub mod agent;
 mod cli;
 mod clock;
 pub mod config;
+pub mod confine;
 pub mod control;
 pub mod domain;
 pub mod files;
@@ -52,6 +54,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use agent::{Agent, Outcome, Parts};
+use confine::Confiner;
 use domain::attempt::StopCause;
 use process::guard;
 use process::supervisor::Supervisor;
@@ -209,7 +212,8 @@ fn make_agent(
     let input = Input { http: http.clone(), cache, permits: Semaphore::new(settings.parallel_downloads) };
     let output = Output { http, permits: Semaphore::new(settings.parallel_uploads) };
     let kept = Kept::load(&root, &config.join.node_dir.join(kiln_node::STATE_DIR));
-    let parts = Parts { supervisor, input, output, kept, node_token };
+    let confiner = Arc::new(Confiner::new(config.shim_command.clone(), config.join.node_dir.clone(), machine::gpus()));
+    let parts = Parts { supervisor, input, output, kept, confiner, node_token };
     Ok(Agent::new(config.clone(), root, incarnation, parts, done_command))
 }
 

@@ -14,18 +14,33 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// When the machine was started.
     pub boot_time: Timestamp,
+    /// Free for users when the agent began, in the file system of its node.
+    pub disk_bytes: u64,
+    /// Graphics processors.
+    pub gpus: u32,
 }
 
 impl Machine {
-    /// Reads them.
-    pub fn read() -> Self {
+    /// Reads them; `root` is that of the node.
+    pub fn read(root: &Path) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
         Self {
             cpus,
             memory_bytes: memory("MemTotal:").unwrap_or(0),
+            disk_bytes: disk_free(root),
+            gpus: u32::try_from(gpus().len()).unwrap_or(0),
             boot_time: Timestamp::now().minus(crate::clock::since_boot()),
         }
     }
+}
+
+/// Numbers of the graphics processors (`/dev/nvidia0` and so on).
+pub fn gpus() -> Vec<u32> {
+    let devices = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    let mut numbers: Vec<u32> =
+        devices.filter_map(|entry| entry.file_name().to_str()?.strip_prefix("nvidia")?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
 }
 
 /// How busy the machine is between two questions.
@@ -88,7 +103,7 @@ mod tests {
 
     #[test]
     fn the_machine_tells_plausible_figures() {
-        let machine = Machine::read();
+        let machine = Machine::read(Path::new("/"));
         assert!(machine.cpus >= 1 && machine.memory_bytes > 1 << 20);
         assert!(memory_used() < machine.memory_bytes);
         assert!(disk_free(Path::new("/")) > 0);

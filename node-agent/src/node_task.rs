@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_proto::common::v1::{EnvironmentSetting, ResourceFile};
+use kiln_proto::common::v1::{EnvironmentSetting, ResourceFile, UserIdentity};
 use kiln_time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
+use crate::confine::{Asked, Confined};
 use crate::domain::environment::{self, ProcessFacts, TaskFacts};
 use crate::domain::failure::Failure;
 use crate::domain::node_task::Run;
@@ -33,6 +34,8 @@ pub struct NodeTask<'a> {
     pub resource_files: &'a [ResourceFile],
     /// What users set, in rising order of precedence.
     pub settings: Vec<&'a EnvironmentSetting>,
+    /// As whom it runs.
+    pub identity: Option<&'a UserIdentity>,
     /// It asks for a container.
     pub in_container: bool,
     /// Longest time of one run.
@@ -87,6 +90,8 @@ async fn run_once(
         return Err(Failure::user("ContainerMiscError", "nodes of this pool cannot run containers"));
     }
     let stopped = || Failure::server("TaskEnded", "the task was stopped, with its job or with the agent");
+    let whom = agent.confiner.whom(agent, task.identity)?;
+    agent.confiner.close(&task.dir)?;
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, task.dir.clone()).await?;
     let registration = agent.registration();
     tokio::select! {
@@ -103,10 +108,14 @@ async fn run_once(
     };
     let settings = task.settings.iter().map(|setting| (&*setting.name, &*setting.value));
     let environment = environment::build(&agent.facts(), &facts, settings);
+    // Tasks of the job, or of the node, find there what it has made for them.
+    let asked = Asked { whom, resources: None, is_open: true, dir: &dir };
+    let confined = Confined::enter(&agent.confiner, &asked)?;
     let launch = Launch { command_line: task.command_line.to_owned(), environment, working_dir, output };
-    let running = run_process::start(&agent.supervisor, launch, task.marker.clone()).await?;
+    let running = confined.start(agent, launch, &task.marker).await?;
     let mut expired = false;
-    let code = run_process::wait(running, stop, task.limit, || expired = true).await;
+    let (code, _) = confined.wait(running, stop, task.limit, || expired = true).await;
+    drop(confined);
     let failure = if expired {
         Some(Failure::user("TaskEnded", "the process was killed because its maximum wall-clock time was over"))
     } else if stop.is_cancelled() && code != 0 {

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::agent::Agent;
+use crate::confine::{Asked, Confined};
 use crate::domain::attempt::{Attempt, Event};
 use crate::domain::environment::{self, ProcessFacts, TaskFacts, Token};
 use crate::domain::failure::Failure;
@@ -26,6 +27,7 @@ use crate::wire;
 /// A process that runs, and what is needed after its end.
 struct Started {
     running: Running,
+    confined: Confined,
     /// Of an instance of a multi-instance task.
     held: Option<Held>,
     dir: PathBuf,
@@ -63,8 +65,7 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
         return stop.is_cancelled();
     }
     tracing::debug!("attempt begins");
-    let Started { running, held, dir, working_dir, environment } = match begin(agent, key, assignment, stop, span).await
-    {
+    let started = match begin(agent, key, assignment, stop, span).await {
         Ok(Some(started)) => started,
         Ok(None) => {
             // An instance may have ended already; then this changes nothing.
@@ -78,19 +79,22 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
             return stop.is_cancelled();
         }
     };
+    let Started { running, confined, held, dir, working_dir, environment } = started;
     agent.apply(key, Event::Started);
     let spec = assignment.spec.as_ref();
     let limit = spec.and_then(|spec| spec.constraints.as_ref()?.max_wall_clock_time.as_ref());
-    let code = run_process::wait(running, stop, wire::limit(limit), || {
-        agent.apply(key, Event::WallClock);
-    })
-    .instrument(tracing::info_span!("task.run"))
-    .await;
+    let (code, broken) = confined
+        .wait(running, stop, wire::limit(limit), || {
+            agent.apply(key, Event::WallClock);
+        })
+        .instrument(tracing::info_span!("task.run"))
+        .await;
     if let Some(held) = held {
         held.release().await;
     }
+    drop(confined);
     span.record("exit_code", code);
-    let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code, broken: None }) else {
+    let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code, broken }) else {
         return true;
     };
     let files = spec.map(|spec| spec.output_files.as_slice()).unwrap_or_default();
@@ -160,7 +164,9 @@ async fn begin(
         let message = format!("application package {:?}: this node cannot install packages", package.application_id);
         return Err(Failure::user("ApplicationPackageError", message));
     }
+    let whom = agent.confiner.whom(agent, spec.user_identity.as_ref())?;
     let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
+    agent.confiner.close(&dir)?;
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir).await?;
     let registration = agent.registration();
     let nothing = MultiInstanceSettings::default();
@@ -201,8 +207,11 @@ async fn begin(
         tracestate: &assignment.tracestate,
     };
     let variables = assignment.environment.iter().chain(&spec.environment);
-    let environment =
+    let mut environment =
         environment::build(&agent.facts(), &facts, variables.map(|setting| (&*setting.name, &*setting.value)));
+    let asked = Asked { whom, resources: spec.resources.as_ref(), is_open: false, dir: &dir };
+    let confined = Confined::enter(&agent.confiner, &asked)?;
+    confined.add_variables(&mut environment);
     let held = match settings {
         None => None,
         Some(settings) => {
@@ -213,6 +222,7 @@ async fn begin(
                 output: &output,
                 marker: &marker,
                 limit: wire::limit(spec.constraints.as_ref().and_then(|all| all.max_wall_clock_time.as_ref())),
+                confined: &confined,
                 is_primary,
             };
             match instance::hold_place(agent, key, coordination, stop).await? {
@@ -227,7 +237,7 @@ async fn begin(
         working_dir: working_dir.clone(),
         output,
     };
-    let running = match run_process::start(&agent.supervisor, launch, marker).await {
+    let running = match confined.start(agent, launch, &marker).await {
         Ok(running) => running,
         Err(failure) => {
             if let Some(held) = held {
@@ -236,7 +246,7 @@ async fn begin(
             return Err(failure);
         }
     };
-    Ok(Some(Started { running, held, dir, working_dir, environment }))
+    Ok(Some(Started { running, confined, held, dir, working_dir, environment }))
 }
 
 fn queue_wait_ms(assignment: &Assignment) -> u64 {

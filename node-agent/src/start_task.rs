@@ -37,6 +37,7 @@ async fn run(agent: &Arc<Agent>, task: &StartTask) -> bool {
         command_line: &task.command_line,
         resource_files: &task.resource_files,
         settings: task.environment.iter().collect(),
+        identity: task.user_identity.as_ref(),
         in_container: task.container_settings.is_some(),
         limit: None,
         max_retries: task.max_task_retry_count,

@@ -1,7 +1,7 @@
 //! Whether the node takes tasks: disabling, draining, rebooting, and what job-svc
 //! is told of it.
 
-use kiln_proto::common::v1::DeallocationOption;
+use kiln_proto::common::v1::{DeallocationOption, Resources};
 use kiln_proto::job::v1::WorkerStatus;
 use kiln_proto::pool::v1::{JobDefaultOrder, NodeFillType};
 
@@ -74,9 +74,21 @@ impl Agent {
             pack: settings.node_fill_type() == NodeFillType::Pack,
             order_jobs_by_creation: settings.job_default_order() == JobDefaultOrder::CreationTime,
             version: state.status_version,
-            resources: None,
+            resources: Some(self.resources()),
         };
         (state.status_version, status)
+    }
+
+    /// All that the machine has. Several nodes of one machine share it, and each
+    /// says the whole: who places them there knows.
+    fn resources(&self) -> Resources {
+        let amount = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        Resources {
+            cpu_millis: i64::from(self.machine.cpus) * 1000,
+            memory_bytes: amount(self.machine.memory_bytes),
+            disk_bytes: amount(self.machine.disk_bytes),
+            gpus: i32::try_from(self.machine.gpus).unwrap_or(i32::MAX),
+        }
     }
 
     /// job-svc has applied this version of the status, and every assignment it

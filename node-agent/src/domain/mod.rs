@@ -8,6 +8,7 @@
 //! - [`command_line`], [`environment`]: what a process is started with.
 //! - [`glob`]: which files an output file pattern means; [`paths`]: targets
 //!   that stay below their directory.
+//! - [`identity`]: as whom a process runs; [`limits`]: what it may use.
 //! - [`failure`]: what is reported when something goes wrong.
 
 pub mod attempt;
@@ -15,8 +16,10 @@ pub mod command_line;
 pub mod environment;
 pub mod failure;
 pub mod glob;
+pub mod identity;
 pub mod job_tasks;
 pub mod lease;
 pub mod ledger;
+pub mod limits;
 pub mod node_task;
 pub mod paths;

@@ -62,15 +62,23 @@ fn create(path: &Path) -> std::io::Result<File> {
 }
 
 impl Launch {
+    /// The program and the words of the command line.
+    ///
+    /// # Errors
+    /// `CommandProgramNotFound` or `CommandLaunchFailed`.
+    pub fn resolve(&self) -> Result<(PathBuf, Vec<String>), Failure> {
+        let words = command_line::split(&self.command_line)
+            .map_err(|error| Failure::user("CommandLaunchFailed", format!("command line: {error}")))?;
+        let search = self.environment.get("PATH").map(String::as_str).unwrap_or_default();
+        Ok((find_program(&words[0], search, &self.working_dir)?, words))
+    }
+
     /// The command that starts the process, in a process group of its own.
     ///
     /// # Errors
     /// `CommandProgramNotFound` or `CommandLaunchFailed`.
     pub fn into_command(self) -> Result<Command, Failure> {
-        let words = command_line::split(&self.command_line)
-            .map_err(|error| Failure::user("CommandLaunchFailed", format!("command line: {error}")))?;
-        let search = self.environment.get("PATH").map(String::as_str).unwrap_or_default();
-        let program = find_program(&words[0], search, &self.working_dir)?;
+        let (program, words) = self.resolve()?;
         let mut command = Command::new(program);
         command
             .arg0(&words[0])

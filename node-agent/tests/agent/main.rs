@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blob;
+mod confine;
 mod death;
 mod files;
 mod instances;

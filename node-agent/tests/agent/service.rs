@@ -330,7 +330,9 @@ impl World {
             .add_service(NodeControlServiceServer::new(Fake(log.clone())))
             .add_service(WorkServiceServer::new(Fake(log.clone())));
         kiln_telemetry::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        let dir = tempfile::tempdir().unwrap();
+        // Other users may pass through, as through most directories of a system.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        let dir = tempfile::Builder::new().permissions(mode).tempdir().unwrap();
         let join = JoinConfig {
             control_endpoint: endpoint,
             account: "acc".into(),
@@ -344,9 +346,18 @@ impl World {
 
     /// Services and an agent in this process.
     pub async fn start_with(settings: NodeSettings) -> Self {
+        Self::start_as(settings, |config| {
+            config.shim_command = vec![env!("CARGO_BIN_EXE_node-agent").to_owned(), "--shim".to_owned()];
+        })
+        .await
+    }
+
+    /// Services and an agent with other settings.
+    pub async fn start_as(settings: NodeSettings, change: impl FnOnce(&mut Config)) -> Self {
         let mut world = Self::services(settings).await;
         let mut config = Config::new(world.join.clone());
         config.settings.transfer_tries = 3;
+        change(&mut config);
         world.agent = Some(kiln_telemetry::spawn(run(config, world.shutdown.clone())));
         world
     }
