@@ -50,9 +50,12 @@ impl DataDir {
     /// # Errors
     /// [`Failure::Running`] with the pid of the process that has it.
     pub fn lock(path: &Path) -> Outcome<Self> {
+        // Its files are the owner's alone. Tasks with users of their own, which only root can
+        // give, pass through it to their nodes.
+        let mode = if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 };
         std::fs::DirBuilder::new()
             .recursive(true)
-            .mode(0o700)
+            .mode(mode)
             .create(path)
             .with_context(|| format!("data directory {}", path.display()))?;
         // Absolute, because agents are told paths below it.

@@ -371,9 +371,12 @@ fn remove(dir: &Path) -> Result<(), ProviderError> {
     Ok(())
 }
 
-/// What tasks leave on a node is for the owner alone.
+/// What tasks leave on a node is for the owner alone. Others may pass through the
+/// directories above, to a node whose agent gives its tasks users of their own.
 fn make_dir(dir: &Path) -> Result<(), ProviderError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("making a directory for nodes"))
+    let make = |dir: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    let parents = dir.parent().map_or(Ok(()), |parent| make(parent, 0o711));
+    parents.and_then(|()| make(dir, 0o700)).map_err(failed("making a directory for nodes"))
 }
 
 /// Whether a variable of this process is kept from agents. Settings of services
@@ -486,9 +489,8 @@ mod tests {
         let node = dir.path().join("nodes/acc/p/p-1");
         provider.inner.prepare(&node, &join(&node)).unwrap().unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        for path in [dir.path().join("nodes"), dir.path().join("nodes/acc"), node.clone()] {
-            assert_eq!(mode(&path), 0o700, "{}", path.display());
-        }
+        assert_eq!(mode(&node), 0o700);
+        assert_eq!(mode(&dir.path().join("nodes/acc")), 0o711);
         for file in [JOIN_FILE, LOG_FILE] {
             assert_eq!(mode(&node.join(file)), 0o600, "{file}");
         }
