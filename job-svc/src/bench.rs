@@ -105,6 +105,7 @@ fn job() -> JobView {
         created: Timestamp::from_micros(1),
         ends_when_complete: false,
         exit_actions: false,
+        ends_with_manager: false,
         default_retries: 0,
         wall_clock_end: None,
         preparation: None,

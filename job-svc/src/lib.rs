@@ -82,6 +82,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         lease: config.lease,
         cache_bytes: config.spec_cache_bytes,
         metrics: metrics.clone(),
+        cluster_key: deps.cluster_key.clone(),
     };
     let registry = Arc::new(Registry::new(context, shutdown.clone()));
     let readiness = kiln_grpc::Readiness::default();

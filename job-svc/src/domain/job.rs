@@ -69,6 +69,8 @@ pub enum JobEvent {
 pub const REASON_WALL_CLOCK: &str = "MaxWallClockTimeExpiry";
 /// Reason of a job that ended because all its tasks had.
 pub const REASON_ALL_COMPLETE: &str = "AllTasksComplete";
+/// Reason of a job that its manager's end ended.
+pub const REASON_MANAGER: &str = "JMComplete";
 /// Reason of a job that a failed task ended.
 pub const REASON_TASK_FAILED: &str = "TaskFailed";
 /// Reason of a job that a user ended without giving one.

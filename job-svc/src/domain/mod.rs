@@ -8,6 +8,7 @@
 //! - [`spec`]: what users may ask for. Specs are data that is kept and given
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
 //!   needs are taken out once, when a task is added;
+//! - [`job_manager`]: the task whose end may end its job;
 //! - [`needs`]: what tasks need of nodes, and what nodes have;
 //! - [`job_tasks`]: preparation and release of jobs;
 //! - [`schedule_spec`]: the same for schedules;
@@ -19,6 +20,7 @@ pub mod error;
 pub mod etag;
 pub mod exit;
 pub mod job;
+pub mod job_manager;
 pub mod job_tasks;
 pub mod needs;
 pub mod schedule;

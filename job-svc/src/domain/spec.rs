@@ -12,7 +12,7 @@ use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, OnTaskFai
 use prost::Message;
 
 use super::needs::Needs;
-use super::{Error, dependencies, job_tasks};
+use super::{Error, dependencies, job_manager, job_tasks};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
 pub const MAX_SPEC_BYTES: usize = 1024 * 1024;
@@ -62,19 +62,13 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
 /// The first thing that is wrong.
 pub fn check_job_spec(spec: &JobSpec) -> Result<PoolId, Error> {
     if spec.pool_id.is_empty() {
-        if spec.job_manager_task.is_some() {
-            return Err(Error::Unsupported("jobManagerTask"));
-        }
         return Err(Error::Missing("poolInfo.poolId".to_owned()));
     }
     let pool = PoolId::parse(&spec.pool_id).map_err(|why| Error::bad_id("poolInfo.poolId", &spec.pool_id, &why))?;
-    for (asked, name) in
-        [(spec.job_manager_task.is_some(), "jobManagerTask"), (spec.allow_task_preemption, "allowTaskPreemption")]
-    {
-        if asked {
-            return Err(Error::Unsupported(name));
-        }
+    if spec.allow_task_preemption {
+        return Err(Error::Unsupported("allowTaskPreemption"));
     }
+    job_manager::task_of(spec)?;
     job_tasks::check(spec)?;
     check_priority(spec.priority)?;
     check_max_parallel(spec.max_parallel_tasks)?;
@@ -219,7 +213,6 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
     for (asked, name) in [
         (spec.multi_instance.is_some(), "multiInstanceSettings"),
         (spec.container_settings.is_some(), "containerSettings"),
-        (spec.job_access, "authenticationTokenSettings"),
         (!spec.application_packages.is_empty(), "applicationPackageReferences"),
     ] {
         if asked {

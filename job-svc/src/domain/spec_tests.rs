@@ -52,7 +52,6 @@ fn tasks_that_are_refused() {
         ("InvalidPropertyValue", Box::new(move |t| t.environment = vec![env("A"), env("A")])),
         ("InvalidConstraintValue", Box::new(move |t| t.constraints = constraints(-2))),
         ("UnsupportedProperty", Box::new(|t| t.multi_instance = Some(MultiInstanceSettings::default()))),
-        ("UnsupportedProperty", Box::new(|t| t.job_access = true)),
         (
             "InvalidPropertyValue",
             Box::new(|t| {
@@ -86,7 +85,7 @@ fn jobs_that_are_refused() {
         ("InvalidPropertyValue", Box::new(|j| j.pool_id = "p 1".into())),
         ("OutOfRangePriority", Box::new(|j| j.priority = 1001)),
         ("InvalidPropertyValue", Box::new(|j| j.max_parallel_tasks = Some(0))),
-        ("UnsupportedProperty", Box::new(|j| j.job_manager_task = Some(JobManagerTask::default()))),
+        ("MissingRequiredProperty", Box::new(|j| j.job_manager_task = Some(JobManagerTask::default()))),
         ("InvalidPropertyValue", Box::new(|j| j.on_task_failure = 77)),
         ("EmptyMetadataKey", Box::new(|j| j.metadata.push(NameValue::default()))),
         (

@@ -18,6 +18,7 @@
 //! hands it out at that moment, to be kept as history.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_ids::NodeId;
 use kiln_proto::common::v1::{ErrorCategory, FailureInfo, NameValue};
@@ -31,6 +32,9 @@ pub const FAILURE_EXIT_CODE: &str = "FailureExitCode";
 /// its nodes down with it has to end some day; one that meets this many losses
 /// without being their cause is a matter for people, too.
 pub const MAX_INTERNAL_RETRIES: u32 = 50;
+
+/// A task that is older than this ends, whatever it does.
+pub const MAX_LIFE: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 
 /// What changes about a task as it is run.
 #[derive(Debug, Clone, PartialEq)]

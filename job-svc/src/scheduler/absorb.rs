@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use kiln_auth::token::{self, Claims, Principal};
 use kiln_ids::NodeId;
 use kiln_proto::job::v1::work_down::Message as Down;
 use kiln_proto::job::v1::{
@@ -14,9 +15,10 @@ use prost::Message;
 use super::actor::{Actor, Broken, MAX_PURGED};
 use super::core::{Conn, Effects, Input, JobKey, NodeChange, Row, Send, WaitReason};
 use super::intake::foreign;
+use super::job_info::JobInfo;
 use super::parents;
 use crate::domain::spec::INHERIT_RETRIES;
-use crate::domain::task::{Phase, TaskEvent, TaskState, retry_follows};
+use crate::domain::task::{EndCause, MAX_LIFE, Phase, TaskEvent, TaskState, retry_follows};
 use crate::store::events::{self, TaskNames};
 use crate::store::{Bucket, JobNodeWrite, TaskRow, TaskWrite};
 
@@ -145,6 +147,7 @@ impl Actor {
             // Said again after a reconnect.
             return Ok(());
         }
+        let gives_up = matches!(event, TaskEvent::GiveUp { .. });
         let end = info.uses_dependencies().then(|| parents::final_end(&event, now)).flatten();
         let before = (live.task.state.phase(), live.task.attempt);
         let bucket = Bucket::of(&live.task);
@@ -185,6 +188,9 @@ impl Actor {
         if let Some(end) = end {
             self.parent_ended(row, job, &end)?;
         }
+        if gives_up {
+            self.given_up(row, job, now);
+        }
         let Some(live) = self.live.get(&row) else { return Ok(()) };
         match self.batch.index.get(&row) {
             Some(at) => self.batch.commit.tasks[*at].task = live.task.clone(),
@@ -197,6 +203,16 @@ impl Actor {
     }
 
     /// Says that no node of the pool could run tasks like this one.
+    /// A task was given up: its exit conditions speak of its job as after other
+    /// failures.
+    fn given_up(&mut self, row: Row, job: JobKey, now: kiln_time::Timestamp) {
+        let is_manager = self.live.get(&row).is_some_and(|task| task.facts.needs.manager);
+        if !is_manager && self.jobs.get(&job).is_some_and(JobInfo::exit_actions) {
+            let action = self.exit_action(row, &parents::end_without_code(EndCause::AgentFailure, now));
+            self.inputs.push_back(Input::ExitAction { job, action });
+        }
+    }
+
     fn tell_unschedulable(&mut self, row: Row, job: JobKey, reason: WaitReason, now: kiln_time::Timestamp) {
         let (Some(task), Some(info)) = (self.live.get(&row), self.jobs.get(&job)) else { return };
         let names = TaskNames {
@@ -339,6 +355,7 @@ impl Actor {
         } else {
             task.facts.max_retries
         };
+        let job_access = spec.job_access;
         let assignment = Assignment {
             key: self.key_of(task, attempt),
             environment: info.environment(&spec),
@@ -349,11 +366,22 @@ impl Actor {
             created_time: Some(timestamp(task.created.as_micros())),
             retry_follows: retry_follows(task.task.retry_count, max_retries),
             preparation: self.preparation_of(task),
-            authentication_token: String::new(),
+            authentication_token: if job_access { self.job_token(info, task) } else { String::new() },
             instance: None,
             job_number: task.job,
         };
         Ok(Some(assignment))
+    }
+
+    /// Opens the task's own job to it, for as long as the task may live.
+    fn job_token(&self, info: &JobInfo, task: &TaskRow) -> String {
+        let principal = Principal::Job {
+            account: self.account.as_str().to_owned(),
+            job: info.job.as_str().to_owned(),
+            created_micros: info.created.as_micros(),
+        };
+        let expires = task.created.plus(MAX_LIFE).as_micros() / 1_000_000;
+        token::mint(&self.context.cluster_key, &Claims { principal, expires })
     }
 
     fn preparation_of(&self, task: &TaskRow) -> Option<Preparation> {

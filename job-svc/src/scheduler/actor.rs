@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use kiln_auth::SecretKey;
 use kiln_ids::{AccountName, NodeId, PoolId};
 use kiln_time::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +80,8 @@ pub struct Context {
     pub cache_bytes: usize,
     /// Metrics of the service.
     pub metrics: Metrics,
+    /// Signs the tokens of tasks that may work on their own job.
+    pub cluster_key: Arc<SecretKey>,
 }
 
 /// Where the answer to a command goes.

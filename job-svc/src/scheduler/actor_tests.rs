@@ -240,6 +240,7 @@ impl World {
             lease: Duration::from_secs(30),
             cache_bytes: 1 << 20,
             metrics: metrics.clone(),
+            cluster_key: Arc::new(kiln_auth::SecretKey::generate()),
         };
         let shutdown = CancellationToken::new();
         let registry = Registry::new(context, shutdown.clone());

@@ -57,6 +57,7 @@ impl Actor {
         let info = self.jobs.entry(row.row).or_insert_with(|| JobInfo {
             job: row.job.clone(),
             spec: row.spec.clone(),
+            created: row.created,
             loaded_to: 0,
         });
         info.spec = row.spec;
@@ -293,7 +294,7 @@ impl Actor {
         self.batch.mail.to(conn).job_node_acks.push(key);
     }
 
-    fn exit_action(&self, row: Row, end: &AttemptEnd) -> JobAction {
+    pub(super) fn exit_action(&self, row: Row, end: &AttemptEnd) -> JobAction {
         let Some(task) = self.live.get(&row) else { return JobAction::None };
         if !self.jobs.get(&task.job).is_some_and(JobInfo::exit_actions) {
             return JobAction::None;

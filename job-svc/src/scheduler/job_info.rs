@@ -7,9 +7,11 @@ use kiln_ids::{JobId, NodeId};
 use kiln_proto::common::v1::EnvironmentSetting;
 use kiln_proto::job::v1::{JobSpec, OnAllTasksComplete, OnTaskFailure, Preparation, ReleaseJob, TaskSpec};
 use kiln_proto::time::{duration, std_duration};
+use kiln_time::Timestamp;
 
 use super::core::{JobView, OnNode, Row};
 use crate::domain::job::JobState;
+use crate::domain::job_manager;
 use crate::domain::job_tasks::{self, Progress, Rules};
 use crate::store::{JobNodeRow, JobRow};
 
@@ -20,6 +22,8 @@ pub struct JobInfo {
     pub job: JobId,
     /// Its spec.
     pub spec: Arc<JobSpec>,
+    /// When it was created.
+    pub created: Timestamp,
     /// Rows up to this one were read from the store; notes about them are old.
     pub loaded_to: Row,
 }
@@ -100,6 +104,7 @@ pub fn view(row: &JobRow) -> JobView {
         created: row.created,
         ends_when_complete: row.spec.on_all_tasks_complete() == OnAllTasksComplete::TerminateJob,
         exit_actions: row.spec.on_task_failure() == OnTaskFailure::PerformExitOptionsJobAction,
+        ends_with_manager: job_manager::ends_job(&row.spec),
         default_retries: constraints.map_or(0, |constraints| constraints.max_task_retry_count),
         preparation: job_tasks::rules(&row.spec).map(|rules| {
             // A job that was over before it was deleted has been released.

@@ -29,15 +29,18 @@ const LOAD_PAGE: u32 = 20_000;
 /// job and key.
 pub type Overlay = HashMap<(JobKey, String), ParentNews>;
 
+/// An end that no exit code describes.
+pub fn end_without_code(cause: EndCause, now: Timestamp) -> AttemptEnd {
+    AttemptEnd { start: None, end: now, exit_code: None, failure: None, cause, outputs_kept: false }
+}
+
 /// The end that an event gives a task, as its exit conditions see it. An end by
 /// request, or by the service, is one that no exit code describes.
 pub fn final_end(event: &TaskEvent, now: Timestamp) -> Option<AttemptEnd> {
-    let without_code =
-        |cause| AttemptEnd { start: None, end: now, exit_code: None, failure: None, cause, outputs_kept: false };
     match event {
         TaskEvent::Finish { end, .. } => Some(end.clone()),
-        TaskEvent::Terminate => Some(without_code(EndCause::Stopped)),
-        TaskEvent::GiveUp { .. } => Some(without_code(EndCause::AgentFailure)),
+        TaskEvent::Terminate => Some(end_without_code(EndCause::Stopped, now)),
+        TaskEvent::GiveUp { .. } => Some(end_without_code(EndCause::AgentFailure, now)),
         _ => None,
     }
 }
@@ -62,8 +65,8 @@ impl Actor {
         }
         let Some(task) = self.live.get(&row) else { return Ok(()) };
         // One that has completed was ended by request.
+        let end = end_without_code(EndCause::Stopped, Timestamp::default());
         if task.task.state.phase() == Phase::Completed
-            && let Some(end) = final_end(&TaskEvent::Terminate, Timestamp::default())
             && exit::satisfies(read_spec(task)?.exit_conditions.as_ref(), &end)
         {
             return Ok(());

@@ -209,3 +209,25 @@ async fn a_disabled_job_moves_to_another_pool() {
     call!(client, enable_job, EnableJobRequest { id: "j1".into(), ..Default::default() }).unwrap();
     assert_eq!(agent.assignments().await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_task_that_is_given_up_acts_on_its_job_as_other_failures() {
+    let service = Service::start().await;
+    let client = service.client();
+    let on_task_failure = OnTaskFailure::PerformExitOptionsJobAction.into();
+    let on_all_tasks_complete = OnAllTasksComplete::TerminateJob.into();
+    client.create_job("j1", JobSpec { on_task_failure, ..JobSpec::default() }).await;
+    client.add("j1", spec("t")).await;
+    let all = UpdateJobRequest { id: "j1".into(), on_all_tasks_complete, ..Default::default() };
+    call!(client, update_job, all).unwrap();
+    for life in 0..=50 {
+        let mut agent = service.agent_with("n1", &format!("life-{life}"), 1, Vec::new()).await;
+        assert_eq!(agent.assignments().await[0].key.as_ref().unwrap().attempt, life + 1);
+    }
+    // Once more it takes its node down.
+    let _agent = service.agent_with("n1", "the last", 1, Vec::new()).await;
+    let task = client.task_becomes("j1", "t", TaskState::Completed).await;
+    assert_eq!(task.execution.unwrap().failure.unwrap().code, "MaxInternalRetryCountReached");
+    let job = client.job_becomes("j1", JobState::Completed).await;
+    assert_eq!(job.terminate_reason, "TaskFailed");
+}

@@ -5,6 +5,7 @@ mod agents;
 mod dependencies;
 mod harness;
 mod jobs;
+mod manager;
 mod preparation;
 mod schedules;
 mod tasks;

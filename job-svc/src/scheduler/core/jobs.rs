@@ -227,6 +227,7 @@ impl Core {
                 Some(After::Ready(_)) => {
                     self.after.remove(&row);
                     fx.tasks.push((row, job, TaskEvent::Terminate));
+                    self.manager_ended(job, needs, fx);
                     Ok(())
                 }
                 Some(After::Delete(_)) | None => Err(Refused::Completed),
@@ -237,6 +238,7 @@ impl Core {
             }
             None if self.take_ready(job, needs, row).is_some() => {
                 fx.tasks.push((row, job, TaskEvent::Terminate));
+                self.manager_ended(job, needs, fx);
                 self.requeue_job(job);
                 Ok(())
             }
@@ -261,6 +263,7 @@ impl Core {
             None if self.take_ready(job, needs, row).is_some() => {
                 fx.deleted.push((row, job));
                 fx.replies.push((reply, Ok(())));
+                self.manager_ended(job, needs, fx);
                 self.requeue_job(job);
             }
             None => fx.replies.push((reply, Err(Refused::Unknown))),
@@ -386,6 +389,17 @@ impl Core {
         job.pending = true;
         fx.jobs.push(JobWrite { job: key, event, only_if_open: None });
         self.dequeue(key);
+    }
+
+    /// A task is over, or gone. If it was the job's manager, the job may end.
+    pub(super) fn manager_ended(&mut self, key: JobKey, needs: &Needs, fx: &mut Effects) {
+        let Some(job) = self.jobs.get(&key).filter(|job| needs.manager && job.view.ends_with_manager) else { return };
+        match job.view.state {
+            JobState::Active | JobState::Disabling(_) | JobState::Disabled | JobState::Enabling => {
+                self.end_job(key, JobEvent::Terminate(job::REASON_MANAGER.to_owned()), fx);
+            }
+            JobState::Terminating | JobState::Completed | JobState::Deleting => {}
+        }
     }
 
     /// What a task's exit conditions say about its job.

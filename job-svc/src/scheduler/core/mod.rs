@@ -106,6 +106,8 @@ pub struct JobView {
     pub ends_when_complete: bool,
     /// It performs the job actions of exit conditions.
     pub exit_actions: bool,
+    /// It ends with its manager.
+    pub ends_with_manager: bool,
     /// Retries of tasks that say nothing.
     pub default_retries: i32,
     /// When its wall clock runs out.
@@ -235,6 +237,13 @@ pub enum Input {
         task: ReadyTask,
         /// Where that ran.
         node: Arc<NodeId>,
+    },
+    /// What a task's exit conditions say about its job, of one that was given up.
+    ExitAction {
+        /// The job.
+        job: JobKey,
+        /// What to do.
+        action: JobAction,
     },
     /// An attempt was booked that cannot be sent to its agent.
     Unrunnable {
@@ -620,6 +629,10 @@ impl Core {
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
             Input::Dependants { job, dependants } => self.depend(job, dependants, now, fx),
             Input::Held { job, task, node } => self.hold(job, task, &node, now, fx),
+            Input::ExitAction { job, action } => {
+                self.exit_action(job, action, fx);
+                self.settle(job, now, fx);
+            }
             Input::Unrunnable { row, attempt } => self.unrunnable(row, attempt, now, fx),
             Input::Retries { job, row, needs, max_retries } => self.set_retries(job, row, &needs, max_retries),
             Input::Terminate { job, row, needs, reply } => self.terminate(job, row, &needs, reply, now, fx),

@@ -129,7 +129,12 @@ impl Core {
     fn give_up(&mut self, row: Row, live: Live, cause: GiveUpCause, now: Now, fx: &mut Effects) {
         fx.tasks.push((row, live.job, TaskEvent::GiveUp { attempt: live.attempt, cause }));
         self.release(row, live);
+        self.manager_ended(live.job, &live.needs, fx);
         self.requeue_job(live.job);
+        // What its exit conditions say comes next.
+        if self.jobs.get(&live.job).is_some_and(|job| job.view.exit_actions) && !live.needs.manager {
+            return;
+        }
         self.settle(live.job, now, fx);
     }
 
@@ -359,7 +364,9 @@ impl Core {
                 let by_request = end.cause == EndCause::Stopped;
                 fx.tasks.push((row, live.job, TaskEvent::Finish { attempt, end }));
                 self.release(row, live);
-                if !by_request {
+                if live.needs.manager {
+                    self.manager_ended(live.job, &live.needs, fx);
+                } else if !by_request {
                     self.exit_action(live.job, action, fx);
                 }
             }
@@ -415,6 +422,7 @@ impl Core {
             job.zombies += 1;
         }
         self.send_stop(row, live, fx);
+        self.manager_ended(live.job, &live.needs, fx);
         self.requeue_job(live.job);
     }
 

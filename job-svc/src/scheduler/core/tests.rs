@@ -20,6 +20,7 @@ pub(super) fn job_view(key: JobKey) -> JobView {
         created: Timestamp::from_micros(i64::try_from(key).unwrap()),
         ends_when_complete: false,
         exit_actions: false,
+        ends_with_manager: false,
         default_retries: 2,
         wall_clock_end: None,
         preparation: None,

@@ -9,7 +9,7 @@ use prost::Message;
 use super::*;
 use crate::domain::etag;
 use crate::domain::job::{JobEvent, JobLife, JobState};
-use crate::domain::job_tasks;
+use crate::domain::{job_manager, job_tasks};
 use crate::store::{codec, events};
 
 const COLUMNS: &str = "id, account, job_id, pool_id, version, created, modified, life, spec";
@@ -110,7 +110,29 @@ pub(super) fn insert(connection: &Connection, new: &NewJob) -> Result<JobRow, Er
         .execute([signed(row.row)])
         .map_err(db)?;
     outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.created", None, new.now, &new.traceparent)])?;
+    add_manager(connection, &row, new)?;
     Ok(row)
+}
+
+fn add_manager(connection: &Connection, row: &JobRow, new: &NewJob) -> Result<(), Error> {
+    let Some((id, facts, spec)) = job_manager::task_of(&row.spec)? else { return Ok(()) };
+    let task = NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action: false, depends: None };
+    let add = AddTasks {
+        account: new.account.clone(),
+        job: new.job.clone(),
+        tasks: vec![Ok(task)],
+        same_is_added: false,
+        request: Request::default(),
+        encode: |_| Vec::new(),
+        traceparent: new.traceparent.as_str().into(),
+        now: new.now,
+    };
+    if let Answered::New(added) = tasks::add(connection, add)? {
+        for result in added.results {
+            result.outcome?;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn get(connection: &Connection, account: &AccountName, job: &JobId) -> Result<JobRow, Error> {
