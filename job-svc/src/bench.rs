@@ -64,9 +64,10 @@ pub fn placements_of(count: u64, nodes: usize, needs: &[Needs]) -> Placed {
         }
         let mut ended = Effects::default();
         for send in &placed.sends {
-            if let Send::Assign(conn, row, attempt) = send {
+            if let Send::Assign(conn, row, attempt, instance) = send {
                 let end = exit();
-                let input = Input::Ended { conn: *conn, row: *row, attempt: *attempt, end, action: JobAction::None };
+                let (conn, row, attempt, instance) = (*conn, *row, *attempt, *instance);
+                let input = Input::Ended { conn, row, attempt, instance, end, action: JobAction::None };
                 core.step(input, now(), &mut ended);
                 placements += 1;
             }

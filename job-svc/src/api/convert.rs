@@ -10,6 +10,7 @@ use crate::domain::Error;
 use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::schedule::ScheduleId;
+use crate::domain::subtask::{Subtask, SubtaskPhase, SubtaskState};
 use crate::domain::task::{AttemptRecord, LatestAttempt, Outcome, Run, TaskState};
 use crate::store::schedules::ScheduleRow;
 use crate::store::{Counts, JobNodeRow, JobRow, TaskRow, events};
@@ -211,4 +212,43 @@ pub fn add_error(error: Error) -> wire::AddTaskError {
 /// The name of a job's state in filters.
 pub fn state_name(state: JobState) -> &'static str {
     state.name()
+}
+
+/// An instance of a multi-instance task.
+pub fn subtask(job: &JobRow, task: &TaskRow, subtask: &Subtask) -> wire::Subtask {
+    let state = |phase: SubtaskPhase| match phase {
+        SubtaskPhase::Preparing => wire::SubtaskState::Preparing,
+        SubtaskPhase::Running => wire::SubtaskState::Running,
+        SubtaskPhase::Completed => wire::SubtaskState::Completed,
+    };
+    let (previous, previous_since) = match subtask.previous {
+        Some((phase, since)) => (state(phase), at(since)),
+        None => (wire::SubtaskState::Unspecified, None),
+    };
+    let mut message = wire::Subtask {
+        id: i32::try_from(subtask.instance).unwrap_or(i32::MAX),
+        node: Some(wire::TaskNodeInfo {
+            pool_id: job.pool.as_str().to_owned(),
+            node_id: subtask.node.as_str().to_owned(),
+            task_root_directory: kiln_node::task_dir(job.job.as_str(), task.id.as_str()),
+        }),
+        state: state(subtask.state.phase()).into(),
+        state_transition_time: at(subtask.since),
+        previous_state: previous.into(),
+        previous_state_transition_time: previous_since,
+        ..wire::Subtask::default()
+    };
+    match &subtask.state {
+        SubtaskState::Preparing => {}
+        SubtaskState::Running { started, .. } => message.start_time = at(*started),
+        SubtaskState::Completed { started, end, exit_code, failure } => {
+            message.start_time = started.and_then(at);
+            message.end_time = at(*end);
+            message.exit_code = *exit_code;
+            let result = if failure.is_some() { ExecutionResult::Failure } else { ExecutionResult::Success };
+            message.result = result.into();
+            message.failure.clone_from(failure);
+        }
+    }
+    message
 }

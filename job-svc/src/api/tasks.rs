@@ -18,7 +18,8 @@ use crate::domain::Error;
 use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::spec;
-use crate::domain::task::{Phase, TaskState};
+use crate::domain::subtask::{Subtask, ran_on};
+use crate::domain::task::Phase;
 use crate::scheduler::core::Refused;
 use crate::scheduler::note::{Command, Note};
 use crate::store::{Answered, Deleted, JobRow, NewAnswer, Request, TaskRow, TaskUpdate};
@@ -189,6 +190,7 @@ impl Api {
                 Ok(()) => return Ok(wire::DeleteTaskResponse {}),
                 Err(Refused::Unknown | Refused::Completed) => {}
             }
+            let subtasks = self.instances(&task).await?;
             let now = Timestamp::now();
             let deleted = self
                 .store
@@ -201,15 +203,15 @@ impl Api {
                         let note = Note::ParentDeleted { job: job.row, row: task.row, key: task.id.key().into_owned() };
                         self.registry.tell(&account, &job.pool, note).await;
                     }
-                    if let TaskState::Completed { run: Some(run), .. } = &task.task.state {
+                    for (instance, node) in ran_on(&task.task.state, &subtasks) {
                         let key = wire::AttemptKey {
                             job_id: job.job.as_str().to_owned(),
                             task_id: task.id.as_str().to_owned(),
                             attempt: task.task.attempt,
                             task_number: task.row,
-                            instance: 0,
+                            instance,
                         };
-                        self.registry.tell(&account, &job.pool, Note::Cleanup { node: run.node.clone(), key }).await;
+                        self.registry.tell(&account, &job.pool, Note::Cleanup { node, key }).await;
                     }
                     return Ok(wire::DeleteTaskResponse {});
                 }
@@ -261,13 +263,23 @@ impl Api {
         Ok(wire::ListAttemptsResponse { attempts, next_page_token: String::new() })
     }
 
-    /// Nothing has instances yet.
     pub(super) async fn list_subtasks(
         &self,
         account: AccountName,
         request: wire::ListSubtasksRequest,
     ) -> Answer<wire::ListSubtasksResponse> {
-        self.find(&account, &request.job_id, &request.task_id).await?;
-        Ok(wire::ListSubtasksResponse::default())
+        let (job, task) = self.find(&account, &request.job_id, &request.task_id).await?;
+        let all = self.instances(&task).await?;
+        // The primary is the task itself.
+        let subtasks = all.iter().filter(|subtask| subtask.instance > 0);
+        let subtasks = subtasks.map(|subtask| convert::subtask(&job, &task, subtask)).collect();
+        Ok(wire::ListSubtasksResponse { subtasks })
+    }
+
+    async fn instances(&self, task: &TaskRow) -> Result<Vec<Subtask>, Error> {
+        match task.facts.needs.instances {
+            1 => Ok(Vec::new()),
+            _ => self.store.subtasks(task.row).await,
+        }
     }
 }

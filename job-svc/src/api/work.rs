@@ -118,6 +118,7 @@ impl Work {
             incarnation: hello.incarnation,
             stream: hello.stream,
             status,
+            ip: hello.ip_address,
             attempts,
             out,
             closer: closer.clone(),
@@ -219,8 +220,7 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 outputs_kept: ended.outputs_kept,
             })
         }
-        // Nothing has instances yet.
-        wire::attempt_report::What::Ready(wire::AttemptReady {}) => return None,
+        wire::attempt_report::What::Ready(wire::AttemptReady {}) => Report::Ready,
     };
     Some((report.key?, what))
 }

@@ -9,6 +9,7 @@
 //!   back unchanged, so they stay in their wire form; the facts the scheduler
 //!   needs are taken out once, when a task is added;
 //! - [`job_manager`]: the task whose end may end its job;
+//! - [`subtask`]: one instance of a multi-instance task;
 //! - [`needs`]: what tasks need of nodes, and what nodes have;
 //! - [`job_tasks`]: preparation and release of jobs;
 //! - [`schedule_spec`]: the same for schedules;
@@ -26,6 +27,7 @@ pub mod needs;
 pub mod schedule;
 pub mod schedule_spec;
 pub mod spec;
+pub mod subtask;
 pub mod task;
 
 pub use error::Error;

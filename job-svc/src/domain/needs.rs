@@ -129,6 +129,11 @@ impl Needs {
             cpu_millis: u32::try_from(asked.cpu_millis).map_err(|_| wrong("cpuMillis", asked.cpu_millis))?,
             memory_bytes: bytes("memoryBytes", asked.memory_bytes)?,
             disk_bytes: bytes("diskBytes", asked.disk_bytes)?,
+            // At least one, also if that is left out.
+            instances: spec
+                .multi_instance
+                .as_ref()
+                .map_or(1, |settings| u16::try_from(settings.number_of_instances).unwrap_or(1).clamp(1, MAX_INSTANCES)),
             gpus: u16::try_from(asked.gpus).map_err(|_| wrong("gpus", asked.gpus.into()))?,
             ..Self::slots(slots)
         })

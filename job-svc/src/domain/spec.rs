@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use kiln_ids::{JobId, PoolId, TaskId};
 use kiln_proto::common::v1::{EnvironmentSetting, NameValue, OutputFile, ResourceFile, resource_file::Source};
-use kiln_proto::job::v1::{JobConstraints, JobSpec, OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec};
+use kiln_proto::job::v1::{
+    JobConstraints, JobSpec, MultiInstanceSettings, OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec,
+};
 use prost::Message;
 
-use super::needs::Needs;
+use super::needs::{MAX_INSTANCES, Needs};
 use super::{Error, dependencies, job_manager, job_tasks};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
@@ -211,7 +213,6 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
         return Err(Error::invalid("commandLine", "", "must not contain NUL"));
     }
     for (asked, name) in [
-        (spec.multi_instance.is_some(), "multiInstanceSettings"),
         (spec.container_settings.is_some(), "containerSettings"),
         (!spec.application_packages.is_empty(), "applicationPackageReferences"),
     ] {
@@ -229,6 +230,9 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
             return Err(Error::invalid("requiredSlots", other, format!("must be between 1 and {MAX_SLOTS}")));
         }
     };
+    if let Some(settings) = &spec.multi_instance {
+        check_multi_instance(settings, spec.required_slots)?;
+    }
     for file in &spec.resource_files {
         check_resource_file(file)?;
     }
@@ -250,6 +254,28 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
     let affinity = if wanted.is_empty() { 0 } else { affinity_hash(wanted) };
     let needs = Needs::of(spec, u16::try_from(slots).unwrap_or(1))?;
     Ok((id, TaskFacts { needs, max_retries, affinity }))
+}
+
+fn check_multi_instance(settings: &MultiInstanceSettings, slots: i32) -> Result<(), Error> {
+    const NAME: &str = "multiInstanceSettings";
+    // 0 is what a client leaves out; it means 1.
+    if !(0..=i32::from(MAX_INSTANCES)).contains(&settings.number_of_instances) {
+        return Err(Error::invalid(
+            format!("{NAME}.numberOfInstances"),
+            settings.number_of_instances,
+            format!("must be between 1 and {MAX_INSTANCES}"),
+        ));
+    }
+    if settings.coordination_command_line.trim().is_empty() {
+        return Err(Error::Missing(format!("{NAME}.coordinationCommandLine")));
+    }
+    if settings.coordination_command_line.contains('\0') {
+        return Err(Error::invalid(format!("{NAME}.coordinationCommandLine"), "", "must not contain NUL"));
+    }
+    if slots > 1 {
+        return Err(Error::invalid("requiredSlots", slots, "must be 1, or not be given, for multi-instance tasks"));
+    }
+    settings.common_resource_files.iter().try_for_each(check_resource_file)
 }
 
 /// Checks a task's constraints; returns its limit of retries.

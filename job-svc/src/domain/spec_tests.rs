@@ -51,7 +51,16 @@ fn tasks_that_are_refused() {
         ("InvalidPropertyValue", Box::new(move |t| t.environment.push(env("A=B")))),
         ("InvalidPropertyValue", Box::new(move |t| t.environment = vec![env("A"), env("A")])),
         ("InvalidConstraintValue", Box::new(move |t| t.constraints = constraints(-2))),
-        ("UnsupportedProperty", Box::new(|t| t.multi_instance = Some(MultiInstanceSettings::default()))),
+        ("MissingRequiredProperty", Box::new(|t| t.multi_instance = Some(MultiInstanceSettings::default()))),
+        ("InvalidPropertyValue", Box::new(|t| t.multi_instance = Some(instances(-1)))),
+        ("InvalidPropertyValue", Box::new(|t| t.multi_instance = Some(instances(10_001)))),
+        (
+            "InvalidPropertyValue",
+            Box::new(|t| {
+                t.multi_instance = Some(instances(2));
+                t.required_slots = 2;
+            }),
+        ),
         (
             "InvalidPropertyValue",
             Box::new(|t| {
@@ -65,6 +74,22 @@ fn tasks_that_are_refused() {
         change(&mut spec);
         let error = check_task(&spec).expect_err(&format!("case {at} ({expected})"));
         assert_eq!(reason(error), expected, "case {at}");
+    }
+}
+
+fn instances(number_of_instances: i32) -> MultiInstanceSettings {
+    MultiInstanceSettings {
+        number_of_instances,
+        coordination_command_line: "true".into(),
+        ..MultiInstanceSettings::default()
+    }
+}
+
+#[test]
+fn the_number_of_instances_is_one_if_it_is_left_out() {
+    for (asked, has) in [(0, 1), (1, 1), (7, 7)] {
+        let spec = TaskSpec { multi_instance: Some(instances(asked)), ..task() };
+        assert_eq!(check_task(&spec).unwrap().1.needs.instances, has);
     }
 }
 

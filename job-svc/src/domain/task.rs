@@ -598,7 +598,7 @@ pub enum LatestAttempt {
 }
 
 /// The failure of an end, made up where the agent gave none.
-fn failure_of(end: &AttemptEnd) -> Option<FailureInfo> {
+pub(super) fn failure_of(end: &AttemptEnd) -> Option<FailureInfo> {
     if end.failure.is_some() {
         return end.failure.clone();
     }

@@ -13,11 +13,12 @@ use kiln_proto::time::{duration, timestamp};
 use prost::Message;
 
 use super::actor::{Actor, Broken, MAX_PURGED};
-use super::core::{Conn, Effects, Input, JobKey, NodeChange, Row, Send, WaitReason};
+use super::core::{Conn, Effects, Input, InstanceChange, JobKey, NodeChange, Row, Send, WaitReason};
 use super::intake::foreign;
 use super::job_info::JobInfo;
 use super::parents;
 use crate::domain::spec::INHERIT_RETRIES;
+use crate::domain::subtask::ran_on;
 use crate::domain::task::{EndCause, MAX_LIFE, Phase, TaskEvent, TaskState, retry_follows};
 use crate::store::events::{self, TaskNames};
 use crate::store::{Bucket, JobNodeWrite, TaskRow, TaskWrite};
@@ -42,6 +43,9 @@ impl Actor {
         for (row, job, event) in fx.tasks.drain(..) {
             self.apply(row, job, event, now.wall)?;
             touched.push(row);
+        }
+        for (row, change) in fx.subtasks.drain(..) {
+            self.change_instance(row, change, now.wall);
         }
         for (row, job) in fx.deleted.drain(..) {
             self.remove(row, job, now.wall)?;
@@ -121,6 +125,13 @@ impl Actor {
             match self.cache.take(row) {
                 Some(task) => self.enter_live(task),
                 None => missing.push(row),
+            }
+        }
+        for (row, change) in &fx.subtasks {
+            // After a restart.
+            if matches!(change, InstanceChange::Happened(..)) && !self.subtasks.contains_key(row) {
+                let subtasks = self.context.store.subtasks(*row).await?;
+                self.subtasks.insert(*row, subtasks);
             }
         }
         if !missing.is_empty() {
@@ -251,18 +262,12 @@ impl Actor {
         self.batch.commit.deleted.push(row);
         self.batch.removed.insert(row);
         self.parent_removed(row, job)?;
-        let (Some(task), Some(info)) = (self.live.get(&row), self.jobs.get(&job)) else { return Ok(()) };
-        if let TaskState::Completed { run: Some(run), .. } = &task.task.state
-            && let Some(conn) = self.core.conn_of(&run.node)
-        {
-            let key = AttemptKey {
-                job_id: info.job.as_str().to_owned(),
-                task_id: task.id.as_str().to_owned(),
-                attempt: task.task.attempt,
-                task_number: row,
-                instance: 0,
-            };
-            self.batch.mail.to(conn).cleanup.tasks.push(key);
+        let Some(task) = self.live.get(&row) else { return Ok(()) };
+        for (instance, node) in ran_on(&task.task.state, self.subtasks.get(&row).map_or(&[], Vec::as_slice)) {
+            if let (Some(conn), Some(key)) = (self.core.conn_of(&node), self.key_of(task, task.task.attempt, instance))
+            {
+                self.batch.mail.to(conn).cleanup.tasks.push(key);
+            }
         }
         Ok(())
     }
@@ -273,9 +278,9 @@ impl Actor {
                 let lease = Some(duration(self.context.lease));
                 self.batch.mail.to(conn).welcome = Some(Down::Welcome(Welcome { lease }));
             }
-            Send::Assign(conn, row, attempt) => {
+            Send::Assign(conn, row, attempt, instance) => {
                 let Some(task) = self.live.get(&row) else { return };
-                match self.assignment(task, attempt) {
+                match self.assignment(task, attempt, instance) {
                     Ok(Some(assignment)) => {
                         let size = task.spec.len() + assignment.preparation.as_ref().map_or(0, Message::encoded_len);
                         self.batch.mail.to(conn).assignments.push((size, assignment));
@@ -288,14 +293,19 @@ impl Actor {
                     }
                 }
             }
-            Send::Stop(conn, row, attempt) => {
-                if let Some(key) = self.live.get(&row).and_then(|task| self.key_of(task, attempt)) {
+            Send::Stop(conn, row, attempt, instance) => {
+                if let Some(key) = self.live.get(&row).and_then(|task| self.key_of(task, attempt, instance)) {
                     self.batch.mail.to(conn).stops.push(key);
                 }
             }
             Send::Release(conn, job) => {
                 if let Some(release) = self.jobs.get(&job).and_then(|info| info.release(job)) {
                     self.batch.mail.to(conn).releases.push(release);
+                }
+            }
+            Send::Proceed(conn, row, attempt) => {
+                if let Some(key) = self.live.get(&row).and_then(|task| self.key_of(task, attempt, 0)) {
+                    self.batch.mail.to(conn).proceeds.push(key);
                 }
             }
             Send::StopSeen(conn, token) => {
@@ -335,18 +345,23 @@ impl Actor {
         self.batch.commit.job_nodes.push(write);
     }
 
-    fn key_of(&self, task: &TaskRow, attempt: u32) -> Option<AttemptKey> {
+    fn key_of(&self, task: &TaskRow, attempt: u32, instance: u32) -> Option<AttemptKey> {
         let info = self.jobs.get(&task.job)?;
         Some(AttemptKey {
             job_id: info.job.as_str().to_owned(),
             task_id: task.id.as_str().to_owned(),
             attempt,
             task_number: task.row,
-            instance: 0,
+            instance,
         })
     }
 
-    fn assignment(&self, task: &TaskRow, attempt: u32) -> Result<Option<Assignment>, prost::DecodeError> {
+    fn assignment(
+        &self,
+        task: &TaskRow,
+        attempt: u32,
+        instance: u32,
+    ) -> Result<Option<Assignment>, prost::DecodeError> {
         let Some(info) = self.jobs.get(&task.job) else { return Ok(None) };
         let TaskState::Running { assigned, .. } = &task.task.state else { return Ok(None) };
         let spec = TaskSpec::decode(task.spec.clone())?;
@@ -356,8 +371,9 @@ impl Actor {
             task.facts.max_retries
         };
         let job_access = spec.job_access;
+        let place = spec.multi_instance.as_ref().map(|_| self.place_of(task, instance));
         let assignment = Assignment {
-            key: self.key_of(task, attempt),
+            key: self.key_of(task, attempt, instance),
             environment: info.environment(&spec),
             spec: Some(spec),
             traceparent: task.traceparent.to_string(),
@@ -365,9 +381,9 @@ impl Actor {
             assigned_time: Some(timestamp(assigned.as_micros())),
             created_time: Some(timestamp(task.created.as_micros())),
             retry_follows: retry_follows(task.task.retry_count, max_retries),
-            preparation: self.preparation_of(task),
+            preparation: self.preparation_of(task, instance),
             authentication_token: if job_access { self.job_token(info, task) } else { String::new() },
-            instance: None,
+            instance: place,
             job_number: task.job,
         };
         Ok(Some(assignment))
@@ -384,9 +400,9 @@ impl Actor {
         token::mint(&self.context.cluster_key, &Claims { principal, expires })
     }
 
-    fn preparation_of(&self, task: &TaskRow) -> Option<Preparation> {
+    fn preparation_of(&self, task: &TaskRow, instance: u32) -> Option<Preparation> {
         let info = self.jobs.get(&task.job)?;
-        let TaskState::Running { node, .. } = &task.task.state else { return None };
+        let node = self.node_of_instance(task, instance)?;
         info.preparation(self.core.is_prepared_for_good(task.job, node))
     }
 
@@ -395,6 +411,7 @@ impl Actor {
         if self.core.is_live(row) {
             return;
         }
+        self.subtasks.remove(&row);
         let Some(task) = self.live.remove(&row) else { return };
         if task.task.state.phase() == Phase::Active {
             self.cache.hold(task, self.batch_number);

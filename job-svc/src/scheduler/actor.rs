@@ -31,6 +31,7 @@ use super::link::{Link, Mail};
 use super::note::Note;
 use super::parents::Overlay;
 use crate::domain::job::JobState;
+use crate::domain::subtask::Subtask;
 use crate::domain::task::Outcome;
 use crate::metrics::Metrics;
 use crate::store::{Commit, CommitError, CountsDelta, JobFate, JobRow, NewAnswer, Store, TaskRow};
@@ -119,6 +120,8 @@ pub(super) struct Actor {
     pub jobs: HashMap<JobKey, JobInfo>,
     /// Tasks with an attempt that holds slots.
     pub live: HashMap<Row, TaskRow>,
+    /// Their instances, of multi-instance tasks.
+    pub subtasks: HashMap<Row, Vec<Subtask>>,
     pub cache: Cache,
     pub links: HashMap<Conn, Link>,
     pub waiters: HashMap<ReplyId, Waiter>,
@@ -152,6 +155,7 @@ impl Actor {
             cache: Cache::new(context.cache_bytes),
             jobs: HashMap::new(),
             live: HashMap::new(),
+            subtasks: HashMap::new(),
             links: HashMap::new(),
             waiters: HashMap::new(),
             next_reply: 0,
@@ -218,6 +222,7 @@ impl Actor {
         self.cache = Cache::new(self.context.cache_bytes);
         self.jobs.clear();
         self.live.clear();
+        self.subtasks.clear();
         // Callers see that nobody answers, and ask again.
         self.waiters.clear();
         self.batch = Batch::new(&self.account);
@@ -457,7 +462,13 @@ impl Actor {
                     affinity: task.facts.affinity,
                 };
                 match task.node {
-                    Some(node) => running.push((ready_task, node)),
+                    Some(node) if task.facts.needs.instances > 1 => {
+                        let open = self.open_instances(task.row).await?;
+                        running.push((ready_task, if open.is_empty() { vec![(0, node)] } else { open }));
+                    }
+                    Some(node) => running.push((ready_task, vec![(0, node)])),
+                    // Instances of its last attempt may still run.
+                    None if task.facts.needs.instances > 1 && task.attempt > 0 => reactivated.push(ready_task),
                     None if task.reactivated => reactivated.push(ready_task),
                     None => ready.push(ready_task),
                 }
@@ -506,18 +517,28 @@ impl Actor {
         }
     }
 
+    /// Instances that may still run, as the store knows them.
+    async fn open_instances(&self, row: Row) -> Result<Vec<(u32, Arc<NodeId>)>, Broken> {
+        let subtasks = self.context.store.subtasks(row).await?;
+        let open = subtasks.into_iter().filter(Subtask::is_open);
+        Ok(open.map(|subtask| (subtask.instance, subtask.node)).collect())
+    }
+
     /// A task that was activated again: at once, or when its former attempt is
     /// known to be over. Attempts that ended by themselves are.
     pub(super) async fn ready_again(&mut self, job: JobKey, task: ReadyTask) -> Result<(), Broken> {
-        let former = self.context.store.attempts(task.row, task.attempt.saturating_sub(1), 1).await?;
-        let former = former.into_iter().find(|former| former.outcome == Outcome::Terminated);
-        if let Some(former) = former
-            && !self.core.is_live(task.row)
-        {
+        let nodes = if task.needs.instances > 1 {
+            self.open_instances(task.row).await?
+        } else {
+            let former = self.context.store.attempts(task.row, task.attempt.saturating_sub(1), 1).await?;
+            let former = former.into_iter().find(|former| former.outcome == Outcome::Terminated);
+            former.into_iter().map(|former| (0, former.run.node)).collect()
+        };
+        if !nodes.is_empty() && !self.core.is_live(task.row) {
             for row in self.context.store.load_tasks(vec![task.row]).await? {
                 self.enter_live(row);
             }
-            self.inputs.push_back(Input::Held { job, task, node: former.run.node });
+            self.inputs.push_back(Input::Held { job, task, nodes });
             // What it does not hold is put away again.
             self.fx.forget.push(task.row);
         } else {
@@ -534,6 +555,7 @@ impl Batch {
                 account: account.clone(),
                 tasks: Vec::new(),
                 parents: Vec::new(),
+                subtasks: Vec::new(),
                 history: Vec::new(),
                 deleted: Vec::new(),
                 counts: Vec::new(),

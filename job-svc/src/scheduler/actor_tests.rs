@@ -21,6 +21,7 @@ use crate::domain::Error;
 use crate::domain::dependencies::ParentState;
 use crate::domain::needs::{Capacity, Needs};
 use crate::domain::spec::TaskFacts;
+use crate::domain::subtask::Subtask;
 use crate::domain::task::{AttemptEnd, AttemptRecord, EndCause, TaskState};
 use crate::scheduler::core::{NodeStatus, RunningTasks};
 use crate::scheduler::note::{Hello, Report, Up};
@@ -138,6 +139,9 @@ impl Store for Faulty {
     }
     async fn attempts(&self, task: u64, after: u32, limit: u32) -> Result<Vec<AttemptRecord>, Error> {
         self.inner.attempts(task, after, limit).await
+    }
+    async fn subtasks(&self, task: u64) -> Result<Vec<Subtask>, Error> {
+        self.inner.subtasks(task).await
     }
     async fn answer(&self, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error> {
         self.inner.answer(account, request).await
@@ -295,6 +299,7 @@ impl FakeAgent {
                 incarnation: "life".into(),
                 stream: self.stream,
                 status,
+                ip: String::new(),
                 attempts: self.results.values().map(|key| (key.clone(), true)).collect(),
                 out,
                 closer: closer.clone(),

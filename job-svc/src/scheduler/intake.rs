@@ -210,14 +210,14 @@ impl Actor {
         let mut keys = Vec::with_capacity(hello.attempts.len());
         for (key, ended) in hello.attempts {
             let token = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-            seen.push(Seen { token, row: Some(key.task_number), attempt: key.attempt, ended });
+            seen.push(Seen { token, row: Some(key.task_number), attempt: key.attempt, instance: key.instance, ended });
             keys.push(key);
         }
         tracing::info!(
             account = %self.account, pool.id = %self.pool, node.id = %hello.node, attempts = keys.len(),
             slots = hello.status.slots, "an agent opened its work stream"
         );
-        let link = Link { out: hello.out, closer: hello.closer, foreign: HashSet::new(), seen: keys };
+        let link = Link { out: hello.out, closer: hello.closer, foreign: HashSet::new(), ip: hello.ip, seen: keys };
         self.links.insert(hello.conn, link);
         self.inputs.push_back(Input::Hello {
             conn: hello.conn,
@@ -261,16 +261,17 @@ impl Actor {
     }
 
     fn report(&mut self, conn: Conn, key: AttemptKey, report: Report) {
-        let row = key.task_number;
+        let (row, attempt, instance) = (key.task_number, key.attempt, key.instance);
         match report {
-            Report::Started(at) => self.inputs.push_back(Input::Started { conn, row, attempt: key.attempt, at }),
+            Report::Started(at) => self.inputs.push_back(Input::Started { conn, row, attempt, instance, at }),
+            Report::Ready => self.inputs.push_back(Input::Ready { conn, row, attempt, instance }),
             Report::Ended(end) => {
                 let foreign = foreign(&key);
                 if self.links.get_mut(&conn).is_some_and(|link| link.foreign.remove(&foreign)) {
                     self.inputs.push_back(Input::ForeignEnded { conn });
                 }
                 let action = self.exit_action(row, &end);
-                self.inputs.push_back(Input::Ended { conn, row, attempt: key.attempt, end, action });
+                self.inputs.push_back(Input::Ended { conn, row, attempt, instance, end, action });
                 // Whether it was applied now, before, or is of no interest: when
                 // the commit with it, and all before it, are durable, the agent
                 // may forget it.
@@ -315,8 +316,8 @@ impl Actor {
 }
 
 /// An attempt's name among those that only the agent has.
-pub(super) fn foreign(key: &AttemptKey) -> (String, String, u32, u64) {
-    (key.job_id.clone(), key.task_id.clone(), key.attempt, key.task_number)
+pub(super) fn foreign(key: &AttemptKey) -> (String, String, u32, u64, u32) {
+    (key.job_id.clone(), key.task_id.clone(), key.attempt, key.task_number, key.instance)
 }
 
 pub(super) fn ready_task(task: &TaskRow) -> ReadyTask {

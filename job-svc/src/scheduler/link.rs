@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use kiln_proto::job::v1::work_down::Message;
 use kiln_proto::job::v1::{
-    Assignment, Assignments, AttemptKey, Cleanup, JobNodeAcks, JobNodeKey, ReleaseJob, ReportAcks, StatusApplied, Stop,
-    WorkDown,
+    Assignment, Assignments, AttemptKey, Cleanup, JobNodeAcks, JobNodeKey, Proceed, ReleaseJob, ReportAcks,
+    StatusApplied, Stop, WorkDown,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,9 @@ pub struct Link {
     /// Ends the stream.
     pub closer: CancellationToken,
     /// Attempts that only the agent has and that have not ended.
-    pub foreign: HashSet<(String, String, u32, u64)>,
+    pub foreign: HashSet<(String, String, u32, u64, u32)>,
+    /// Where other nodes reach this one; may be empty.
+    pub ip: String,
     /// The agent's list of its hello, until the stops for it were sent.
     pub seen: Vec<AttemptKey>,
 }
@@ -54,6 +56,8 @@ pub struct LinkMail {
     pub welcome: Option<Message>,
     /// Attempts that begin, with the size of their spec.
     pub assignments: Vec<(usize, Assignment)>,
+    /// Primaries that go on with the command of their task.
+    pub proceeds: Vec<AttemptKey>,
     /// Attempts to stop.
     pub stops: Vec<AttemptKey>,
     /// Reports that are durable.
@@ -106,6 +110,9 @@ impl LinkMail {
         }
         if !group.is_empty() {
             messages.push(Message::Assignments(Assignments { assignments: group }));
+        }
+        if !self.proceeds.is_empty() {
+            messages.push(Message::Proceed(Proceed { attempts: self.proceeds }));
         }
         if !self.stops.is_empty() {
             messages.push(Message::Stop(Stop { attempts: self.stops }));

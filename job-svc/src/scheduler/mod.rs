@@ -12,6 +12,7 @@ mod absorb;
 pub mod actor;
 pub mod cache;
 pub mod core;
+mod instances;
 mod intake;
 pub mod job_info;
 pub mod link;

@@ -100,6 +100,8 @@ pub struct Hello {
     pub stream: u64,
     /// What it says about itself.
     pub status: NodeStatus,
+    /// Where other nodes reach it; may be empty.
+    pub ip: String,
     /// What it holds, and whether that has ended.
     pub attempts: Vec<(AttemptKey, bool)>,
     /// To the agent.
@@ -130,6 +132,8 @@ pub enum Up {
 pub enum Report {
     /// The attempt began.
     Started(Timestamp),
+    /// The instance is ready for the command of its task.
+    Ready,
     /// The attempt ended.
     Ended(AttemptEnd),
 }

@@ -13,6 +13,7 @@ use prost::Message;
 
 use crate::domain::job::{DisableTasks, JobLife, JobState};
 use crate::domain::needs::Needs;
+use crate::domain::subtask::{Subtask, SubtaskPhase, SubtaskState};
 use crate::domain::task::{AttemptRecord, Outcome, Phase, RequeueCause, Run, Task, TaskState};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -76,6 +77,31 @@ struct StoredAttempt {
     /// Why it was given back; 0 if it was not.
     #[prost(uint32, tag = "4")]
     requeued: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredSubtask {
+    #[prost(uint32, tag = "1")]
+    attempt: u32,
+    #[prost(string, tag = "2")]
+    node: String,
+    /// 1 preparing, 2 running, 3 running and ready, 4 completed.
+    #[prost(uint32, tag = "3")]
+    state: u32,
+    #[prost(sfixed64, tag = "4")]
+    since: i64,
+    #[prost(uint32, tag = "5")]
+    previous: u32,
+    #[prost(sfixed64, tag = "6")]
+    previous_since: i64,
+    #[prost(sfixed64, optional, tag = "7")]
+    started: Option<i64>,
+    #[prost(sfixed64, tag = "8")]
+    end: i64,
+    #[prost(int32, optional, tag = "9")]
+    exit_code: Option<i32>,
+    #[prost(message, optional, tag = "10")]
+    failure: Option<FailureInfo>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -349,6 +375,75 @@ pub fn decode_attempt(bytes: &[u8]) -> Result<AttemptRecord, StoreError> {
         outcome: outcome(end.outcome)?,
         requeued: cause(stored.requeued)?,
     })
+}
+
+/// Packs an instance of a multi-instance task.
+pub fn encode_subtask(subtask: &Subtask) -> Vec<u8> {
+    let mut stored = StoredSubtask {
+        attempt: subtask.attempt,
+        node: subtask.node.as_str().to_owned(),
+        since: subtask.since.as_micros(),
+        previous: subtask.previous.map_or(0, |(phase, _)| subtask_phase_number(phase)),
+        previous_since: subtask.previous.map_or(0, |(_, since)| since.as_micros()),
+        ..StoredSubtask::default()
+    };
+    match &subtask.state {
+        SubtaskState::Preparing => stored.state = 1,
+        SubtaskState::Running { started, ready } => {
+            stored.state = if *ready { 3 } else { 2 };
+            stored.started = Some(started.as_micros());
+        }
+        SubtaskState::Completed { started, end, exit_code, failure } => {
+            stored.state = 4;
+            stored.started = started.map(Timestamp::as_micros);
+            stored.end = end.as_micros();
+            stored.exit_code = *exit_code;
+            stored.failure.clone_from(failure);
+        }
+    }
+    stored.encode_to_vec()
+}
+
+/// Unpacks what [`encode_subtask`] packed.
+///
+/// # Errors
+/// [`StoreError::Damaged`] if it cannot be understood.
+pub fn decode_subtask(instance: u32, bytes: &[u8]) -> Result<Subtask, StoreError> {
+    let stored = StoredSubtask::decode(bytes).map_err(|error| damaged(format!("subtask: {error}")))?;
+    let started = stored.started.map(at);
+    let state = match (stored.state, started) {
+        (1, _) => SubtaskState::Preparing,
+        (2 | 3, Some(started)) => SubtaskState::Running { started, ready: stored.state == 3 },
+        (4, started) => SubtaskState::Completed {
+            started,
+            end: at(stored.end),
+            exit_code: stored.exit_code,
+            failure: stored.failure,
+        },
+        (other, _) => return Err(damaged(format!("subtask state {other}"))),
+    };
+    let previous = match stored.previous {
+        1 => Some(SubtaskPhase::Preparing),
+        2 => Some(SubtaskPhase::Running),
+        3 => Some(SubtaskPhase::Completed),
+        _ => None,
+    };
+    Ok(Subtask {
+        instance,
+        attempt: stored.attempt,
+        node: Arc::new(NodeId::parse(&stored.node).map_err(|why| damaged(why.to_string()))?),
+        state,
+        since: at(stored.since),
+        previous: previous.map(|phase| (phase, at(stored.previous_since))),
+    })
+}
+
+fn subtask_phase_number(phase: SubtaskPhase) -> u32 {
+    match phase {
+        SubtaskPhase::Preparing => 1,
+        SubtaskPhase::Running => 2,
+        SubtaskPhase::Completed => 3,
+    }
 }
 
 /// The number under which a job's state is kept.

@@ -12,6 +12,7 @@ use crate::domain::dependencies::Dependencies;
 use crate::domain::job::{JobEvent, JobState};
 use crate::domain::needs::Needs;
 use crate::domain::spec;
+use crate::domain::subtask::{Subtask, SubtaskEvent};
 use crate::domain::task::{AttemptEnd, EndCause, Phase, Task, TaskEvent};
 
 fn at(micros: i64) -> Timestamp {
@@ -81,6 +82,7 @@ pub(super) fn commit(number: u64) -> Commit {
         deleted: Vec::new(),
         counts: Vec::new(),
         jobs: Vec::new(),
+        subtasks: Vec::new(),
         job_nodes: Vec::new(),
         events: Vec::new(),
         answers: Vec::new(),
@@ -125,6 +127,7 @@ pub async fn all(store: &impl Store) {
     requests_are_answered_once(store).await;
     tasks_and_counts(store).await;
     needs_are_kept(store).await;
+    instances_are_kept(store).await;
     the_scheduler_is_fenced(store).await;
     job_events_are_judged_in_the_transaction(store).await;
     reactivation_and_deletion_of_completed_tasks(store).await;
@@ -219,6 +222,23 @@ async fn needs_are_kept(store: &impl Store) {
     assert_eq!([open[0].facts.needs, open[1].facts.needs], [Needs::slots(1), all]);
     let (_, task) = store.task(&account(), &job_id("needs"), &task_id("rich")).await.unwrap();
     assert_eq!(task.facts.needs, all);
+}
+
+async fn instances_are_kept(store: &impl Store) {
+    create(store, "gang").await;
+    let task = add(store, "gang", &["wide"]).await.remove(0);
+    let node = |name: &str| Arc::new(NodeId::parse(name).unwrap());
+    let first = [Subtask::new(0, 1, node("n1"), at(5)), Subtask::new(1, 1, node("n2"), at(5))];
+    let running = first[1].apply(SubtaskEvent::Start(at(6)), at(7)).unwrap();
+    let ready = running.apply(SubtaskEvent::Ready, at(8)).unwrap();
+    let lost = ready.apply(SubtaskEvent::Lose, at(9)).unwrap();
+    for now in [&first[1], &running, &ready, &lost] {
+        let subtasks = vec![(task.row, first[0].clone()), (task.row, now.clone())];
+        store.commit(Commit { subtasks, ..commit(1) }).await.unwrap();
+        assert_eq!(store.subtasks(task.row).await.unwrap(), [first[0].clone(), now.clone()]);
+    }
+    store.commit(Commit { deleted: vec![task.row], ..commit(2) }).await.unwrap();
+    assert_eq!(store.subtasks(task.row).await.unwrap(), []);
 }
 
 async fn the_scheduler_is_fenced(store: &impl Store) {

@@ -34,6 +34,7 @@ use kiln_time::Timestamp;
 
 use crate::domain::Error;
 use crate::domain::dependencies::ParentState;
+use crate::domain::subtask::Subtask;
 pub use model::*;
 pub use schedules::ScheduleStore;
 
@@ -102,6 +103,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         after: u32,
         limit: u32,
     ) -> Result<Vec<crate::domain::task::AttemptRecord>, Error>;
+    /// Instances of a multi-instance task in its latest attempt, by their numbers.
+    async fn subtasks(&self, task: u64) -> Result<Vec<Subtask>, Error>;
     /// The answer this request got, if it was seen.
     async fn answer(&self, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error>;
 

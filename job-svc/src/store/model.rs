@@ -16,6 +16,7 @@ use crate::domain::dependencies::Dependencies;
 use crate::domain::job::{JobEvent, JobLife, JobState};
 use crate::domain::schedule::ScheduleId;
 use crate::domain::spec::TaskFacts;
+use crate::domain::subtask::Subtask;
 use crate::domain::task::{AttemptRecord, Outcome, Phase, Task, TaskState};
 
 /// A request that is answered once, however often it is sent.
@@ -351,6 +352,8 @@ pub struct Commit {
     pub tasks: Vec<TaskWrite>,
     /// Of these, the ends of tasks in jobs that use dependencies.
     pub parents: Vec<ParentWrite>,
+    /// Instances of multi-instance tasks, as they are now.
+    pub subtasks: Vec<(u64, Subtask)>,
     /// Attempts that became history.
     pub history: Vec<(u64, AttemptRecord)>,
     /// Tasks that are removed (after [`Commit::tasks`] was written).

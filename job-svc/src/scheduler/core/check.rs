@@ -13,8 +13,8 @@ impl Core {
             let mut held = Held::default();
             for row in &node.rows {
                 let live = self.live.get(row).ok_or_else(|| format!("row {row} on a node is not live"))?;
-                if live.node as usize != index {
-                    return Err(format!("row {row} is on two nodes"));
+                if self.instance_on(*row, live, u32::try_from(index).unwrap_or(u32::MAX)).is_none() {
+                    return Err(format!("row {row} is on a node that is not its own"));
                 }
                 held.add(&live.needs);
             }
@@ -25,12 +25,7 @@ impl Core {
                 return Err(format!("node {} holds more than it has: {held:?} of {:?}", node.name, node.status));
             }
         }
-        for (row, live) in &self.live {
-            let node = self.nodes.get(live.node as usize).and_then(Option::as_ref);
-            if !node.is_some_and(|node| node.rows.contains(row)) {
-                return Err(format!("live row {row} is on no node"));
-            }
-        }
+        self.check_gangs()?;
         for (key, job) in &self.jobs {
             let of_job = |zombie: bool| {
                 self.live.values().filter(|live| live.job == *key && (live.phase == Phase::Zombie) == zombie).count()

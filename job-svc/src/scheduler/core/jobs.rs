@@ -8,12 +8,12 @@ impl Core {
         &mut self,
         key: JobKey,
         ready: Vec<ReadyTask>,
-        running: Vec<(ReadyTask, Arc<NodeId>)>,
+        running: Vec<(ReadyTask, Vec<(u32, Arc<NodeId>)>)>,
         now: Now,
         fx: &mut Effects,
     ) {
-        for (task, node) in running {
-            self.adopt(key, task, &node, now);
+        for (task, nodes) in running {
+            self.adopt(key, task, &nodes, now);
         }
         for task in ready {
             self.insert_ready(key, task);
@@ -57,7 +57,7 @@ impl Core {
         let rows: Vec<Row> = self.live.iter().filter(|(_, live)| live.job == key).map(|(row, _)| *row).collect();
         for row in rows {
             if let Some(live) = self.live.remove(&row) {
-                self.free_slots(live.node, row, &live.needs);
+                self.leave_nodes(row, &live);
                 fx.forget.push(row);
             }
             if let Some(After::Delete(replies)) = self.after.remove(&row) {

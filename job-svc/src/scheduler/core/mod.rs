@@ -12,10 +12,13 @@
 //! - [`place`]: which task runs where;
 //! - [`explain`]: why tasks wait, and which wait for ever;
 //! - [`prep`]: preparation and release of jobs;
+//! - [`gangs`]: attempts with several instances;
 //! - [`shapes`]: the different needs of tasks that wait.
 //!
 //! Rules that hold after every step ([`Core::check`] tests them):
 //! - a task is at most once in the core: waiting, or with one attempt on one node;
+//! - the instances of an attempt are placed together, and a task has no next
+//!   attempt while one of them may run;
 //! - the slots of the attempts on a node are never given to others, also while
 //!   an attempt that was terminated has not confirmed its end (a *zombie*: its
 //!   task is completed already, its process may still run);
@@ -31,6 +34,9 @@ pub mod depends;
 mod explain;
 #[cfg(test)]
 mod explain_tests;
+#[cfg(test)]
+mod gang_tests;
+mod gangs;
 mod jobs;
 mod nodes;
 mod place;
@@ -52,7 +58,8 @@ use crate::domain::exit::JobAction;
 use crate::domain::job::JobState;
 use crate::domain::job_tasks::{Progress, Rules};
 use crate::domain::needs::{Capacity, Held, Needs};
-use crate::domain::task::{AttemptEnd, GiveUpCause, RequeueCause, TaskEvent};
+use crate::domain::subtask::SubtaskEvent;
+use crate::domain::task::{AttemptEnd, EndCause, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
 pub use explain::WaitReason;
@@ -174,6 +181,8 @@ pub struct Seen {
     pub row: Option<Row>,
     /// Its attempt.
     pub attempt: u32,
+    /// Which instance of it.
+    pub instance: u32,
     /// It has ended; its report follows.
     pub ended: bool,
 }
@@ -198,8 +207,8 @@ pub enum Input {
         view: JobView,
         /// Tasks that wait.
         ready: Vec<ReadyTask>,
-        /// Tasks that run, with their nodes.
-        running: Vec<(ReadyTask, Arc<NodeId>)>,
+        /// Tasks that run, with the instances that may still do so and their nodes.
+        running: Vec<(ReadyTask, Vec<(u32, Arc<NodeId>)>)>,
         /// What is known of its preparation and release on nodes of this pool.
         nodes: Vec<(Arc<NodeId>, OnNode)>,
         /// Tasks that wait for others.
@@ -229,14 +238,14 @@ pub enum Input {
         dependants: Dependants,
     },
     /// A task that was activated again after a user had ended its former
-    /// attempt, which may still run on `node`.
+    /// attempt, or whose last attempt had several instances. It may still run.
     Held {
         /// Its job.
         job: JobKey,
         /// The task; its attempt is the former one.
         task: ReadyTask,
-        /// Where that ran.
-        node: Arc<NodeId>,
+        /// Instances that may, with their nodes.
+        nodes: Vec<(u32, Arc<NodeId>)>,
     },
     /// What a task's exit conditions say about its job, of one that was given up.
     ExitAction {
@@ -332,8 +341,21 @@ pub enum Input {
         row: Row,
         /// The attempt.
         attempt: u32,
+        /// The instance.
+        instance: u32,
         /// When.
         at: Timestamp,
+    },
+    /// An instance of an attempt is ready for the command of its task.
+    Ready {
+        /// Its stream.
+        conn: Conn,
+        /// The task.
+        row: Row,
+        /// The attempt.
+        attempt: u32,
+        /// The instance.
+        instance: u32,
     },
     /// An attempt ended.
     Ended {
@@ -343,6 +365,8 @@ pub enum Input {
         row: Row,
         /// The attempt.
         attempt: u32,
+        /// The instance.
+        instance: u32,
         /// How.
         end: AttemptEnd,
         /// What its exit conditions say about the job, if this is final.
@@ -371,10 +395,12 @@ pub enum Input {
 pub enum Send {
     /// The stream is accepted.
     Welcome(Conn),
-    /// Run this attempt.
-    Assign(Conn, Row, u32),
-    /// Stop this attempt.
-    Stop(Conn, Row, u32),
+    /// Run this attempt, this instance of it.
+    Assign(Conn, Row, u32, u32),
+    /// Stop this attempt, this instance of it.
+    Stop(Conn, Row, u32, u32),
+    /// All instances of this attempt are ready.
+    Proceed(Conn, Row, u32),
     /// Stop the attempt at this place of the agent's list.
     StopSeen(Conn, u32),
     /// Run the release of this job.
@@ -390,6 +416,20 @@ pub enum Refused {
     Completed,
 }
 
+/// Something about the instances of an attempt.
+#[derive(Debug, Clone, PartialEq)]
+pub enum InstanceChange {
+    /// They were placed on these nodes, in the order of their numbers.
+    Assigned {
+        /// The attempt.
+        attempt: u32,
+        /// The nodes.
+        nodes: Vec<Arc<NodeId>>,
+    },
+    /// One of them has gone on.
+    Happened(u32, SubtaskEvent),
+}
+
 /// What has to happen after steps.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -403,6 +443,9 @@ pub struct Effects {
     pub sends: Vec<Send>,
     /// Answers to commands, after the commit.
     pub replies: Vec<(ReplyId, Result<(), Refused>)>,
+    /// What happened to instances of multi-instance tasks, in order, after the
+    /// events of tasks.
+    pub subtasks: Vec<(Row, InstanceChange)>,
     /// Attempts that gave up their slots without an event.
     pub forget: Vec<Row>,
     /// What is to be remembered of jobs with preparation on nodes.
@@ -548,6 +591,7 @@ pub struct Core {
     free: BTreeSet<(u16, u32)>,
     live: HashMap<Row, Live>,
     after: HashMap<Row, After>,
+    gangs: HashMap<Row, gangs::Gang>,
     shapes: Shapes,
     /// Tasks that wait with needs too different from all that are considered.
     parked: BTreeMap<Row, (JobKey, ReadyTask)>,
@@ -591,6 +635,7 @@ impl Core {
             free: BTreeSet::new(),
             live: HashMap::new(),
             after: HashMap::new(),
+            gangs: HashMap::new(),
             shapes: Shapes::default(),
             parked: BTreeMap::new(),
             unjudged: BTreeSet::new(),
@@ -628,7 +673,7 @@ impl Core {
             Input::JobGone(job) => self.drop_job(job, fx),
             Input::Added { job, tasks } => self.add(job, tasks, now, fx),
             Input::Dependants { job, dependants } => self.depend(job, dependants, now, fx),
-            Input::Held { job, task, node } => self.hold(job, task, &node, now, fx),
+            Input::Held { job, task, nodes } => self.hold(job, task, &nodes, now, fx),
             Input::ExitAction { job, action } => {
                 self.exit_action(job, action, fx);
                 self.settle(job, now, fx);
@@ -644,8 +689,11 @@ impl Core {
             Input::Lease { conn, sequence } => self.renew(conn, sequence, now, fx),
             Input::Goodbye { conn } => self.goodbye(conn, now, fx),
             Input::Disconnected { conn } => self.disconnect(conn),
-            Input::Started { conn, row, attempt, at } => self.started(conn, row, attempt, at, fx),
-            Input::Ended { conn, row, attempt, end, action } => self.ended(conn, row, attempt, end, action, now, fx),
+            Input::Started { conn, row, attempt, instance, at } => self.started(conn, row, attempt, instance, at, fx),
+            Input::Ready { conn, row, attempt, instance } => self.instance_ready(conn, row, attempt, instance, fx),
+            Input::Ended { conn, row, attempt, instance, end, action } => {
+                self.ended(conn, row, (attempt, instance), end, action, now, fx);
+            }
             Input::ForeignEnded { conn } => self.foreign_ended(conn, fx),
             Input::JobNode { conn, job, word } => self.heard_of(conn, job, word, now, fx),
             Input::Tick => self.tick(now, fx),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::domain::needs::Resource;
 use crate::domain::spec::{INHERIT_RETRIES, affinity_hash};
-use crate::domain::task::{EndCause, MAX_INTERNAL_RETRIES, Verdict, judge};
+use crate::domain::task::{MAX_INTERNAL_RETRIES, Verdict, judge};
 
 impl Core {
     pub(super) fn node_index(&mut self, name: &Arc<NodeId>, now: Now) -> u32 {
@@ -46,29 +46,35 @@ impl Core {
         index
     }
 
-    fn node(&mut self, index: u32) -> Option<&mut Node> {
+    pub(super) fn node(&mut self, index: u32) -> Option<&mut Node> {
         self.nodes.get_mut(index as usize)?.as_mut()
     }
 
     /// A running attempt the store knows; its agent has the length of a lease
     /// to say hello.
-    pub(super) fn adopt(&mut self, job: JobKey, task: ReadyTask, name: &Arc<NodeId>, now: Now) {
+    pub(super) fn adopt(&mut self, job: JobKey, task: ReadyTask, nodes: &[(u32, Arc<NodeId>)], now: Now) {
         if self.live.contains_key(&task.row) {
             return;
         }
-        let index = self.node_index(name, now);
-        self.bind(job, task, index);
+        let places: Vec<(u32, u32)> =
+            nodes.iter().map(|(instance, name)| (*instance, self.node_index(name, now))).collect();
+        // Of several instances some have gone: it was being stopped, and those
+        // that are left may not have heard of it.
+        let whole = places.len() == usize::from(task.needs.instances);
+        let phase = if whole { Phase::Running } else { Phase::Requeuing(RequeueCause::NodeLost) };
+        self.bind_as(job, task, &places, phase);
     }
 
     /// Books an attempt on a node.
     pub(super) fn bind(&mut self, job: JobKey, task: ReadyTask, index: u32) {
-        self.bind_as(job, task, index, Phase::Running);
+        self.bind_as(job, task, &[(0, index)], Phase::Running);
     }
 
-    fn bind_as(&mut self, job: JobKey, task: ReadyTask, index: u32, phase: Phase) {
+    pub(super) fn bind_as(&mut self, job: JobKey, task: ReadyTask, places: &[(u32, u32)], phase: Phase) {
+        let Some((_, first)) = places.first().copied() else { return };
         let live = Live {
             job,
-            node: index,
+            node: first,
             attempt: task.attempt,
             needs: task.needs,
             retry_count: task.retry_count,
@@ -78,11 +84,17 @@ impl Core {
             phase,
         };
         self.live.insert(task.row, live);
-        if let Some(node) = self.node(index) {
-            node.rows.push(task.row);
-            node.held.add(&task.needs);
-            // A zombie that is remembered after a restart was never planned for.
-            node.overbooked |= phase == Phase::Zombie && !node.has_what_it_holds();
+        if task.needs.instances > 1 {
+            self.gangs.insert(task.row, gangs::Gang::new(places));
+        }
+        for (_, index) in places {
+            if let Some(node) = self.node(*index) {
+                node.rows.push(task.row);
+                node.held.add(&task.needs);
+                // A zombie that is remembered after a restart was never planned for.
+                node.overbooked |= phase == Phase::Zombie && !node.has_what_it_holds();
+            }
+            self.queue_node(*index);
         }
         if let Some(job) = self.jobs.get_mut(&job) {
             if phase == Phase::Zombie {
@@ -92,29 +104,40 @@ impl Core {
                 job.running_slots += task.needs.all_slots();
             }
         }
-        self.queue_node(index);
     }
 
     /// A task that may run again once its former attempt is known to be over:
     /// its node has said so, or its lease has run out.
-    pub(super) fn hold(&mut self, key: JobKey, task: ReadyTask, name: &Arc<NodeId>, now: Now, fx: &mut Effects) {
+    pub(super) fn hold(
+        &mut self,
+        key: JobKey,
+        task: ReadyTask,
+        nodes: &[(u32, Arc<NodeId>)],
+        now: Now,
+        fx: &mut Effects,
+    ) {
         if !self.jobs.contains_key(&key) {
             return;
         }
-        let node = self.by_name.get(name).and_then(|index| self.nodes.get(*index as usize)?.as_ref());
-        let is_over = match node {
-            Some(node) => node.conn.is_some() && node.foreign == 0,
-            // Silent for as long as we live.
-            None => self.began.is_some_and(|began| now.mono >= began + self.settings.patience),
-        };
+        let may_run: Vec<_> = nodes.iter().filter(|(_, name)| !self.is_quiet(name, now)).collect();
         let known = self.live.contains_key(&task.row) || self.is_waiting(key, &task);
-        if is_over || known {
+        if may_run.is_empty() || known {
             self.add(key, vec![task], now, fx);
             return;
         }
-        let index = self.node_index(name, now);
-        self.bind_as(key, task, index, Phase::Zombie);
+        let places: Vec<(u32, u32)> =
+            may_run.into_iter().map(|(instance, name)| (*instance, self.node_index(name, now))).collect();
+        self.bind_as(key, task, &places, Phase::Zombie);
         self.after.insert(task.row, After::Ready(task));
+    }
+
+    /// Whether nothing runs on a node but what we know.
+    fn is_quiet(&self, name: &Arc<NodeId>, now: Now) -> bool {
+        match self.by_name.get(name).and_then(|index| self.nodes.get(*index as usize)?.as_ref()) {
+            Some(node) => node.conn.is_some() && node.foreign == 0,
+            // Silent for as long as we live.
+            None => self.began.is_some_and(|began| now.mono >= began + self.settings.patience),
+        }
     }
 
     /// Nothing of this attempt was sent, and nothing can be.
@@ -122,13 +145,15 @@ impl Core {
         let Some(live) = self.live.get(&row).copied().filter(|live| live.attempt == attempt) else { return };
         match live.phase {
             Phase::Running | Phase::Requeuing(_) => self.give_up(row, live, GiveUpCause::UnreadableSpec, now, fx),
+            // What runs of several instances says so itself.
+            Phase::Zombie if live.needs.instances > 1 => {}
             Phase::Zombie => self.bury(row, live, now, fx),
         }
     }
 
     fn give_up(&mut self, row: Row, live: Live, cause: GiveUpCause, now: Now, fx: &mut Effects) {
         fx.tasks.push((row, live.job, TaskEvent::GiveUp { attempt: live.attempt, cause }));
-        self.release(row, live);
+        self.over(row, live, None, fx);
         self.manager_ended(live.job, &live.needs, fx);
         self.requeue_job(live.job);
         // What its exit conditions say comes next.
@@ -172,10 +197,12 @@ impl Core {
         let mut foreign = 0;
         for seen in seen {
             let current = seen.row.filter(|row| {
-                self.live.get(row).is_some_and(|live| live.node == index && live.attempt == seen.attempt)
+                self.live.get(row).is_some_and(|live| {
+                    live.attempt == seen.attempt && self.instance_on(*row, live, index) == Some(seen.instance)
+                })
             });
             match current {
-                Some(row) => kept.push((row, seen.ended)),
+                Some(row) => kept.push((row, seen.instance, seen.ended)),
                 None if seen.ended => {}
                 None => {
                     foreign += 1;
@@ -189,16 +216,16 @@ impl Core {
         // Whatever the agent does not have is over: the assignment never
         // arrived, or it died with the agent's former life.
         for row in here {
-            if !kept.iter().any(|(kept, _)| *kept == row) {
-                self.lose(row, now, fx);
+            if !kept.iter().any(|(kept, _, _)| *kept == row) {
+                self.lose(row, index, now, fx);
             }
         }
-        for (row, ended) in kept {
+        for (row, instance, ended) in kept {
             if let Some(live) = self.live.get(&row)
                 && live.phase != Phase::Running
                 && !ended
             {
-                fx.sends.push(Send::Stop(conn, row, live.attempt));
+                fx.sends.push(Send::Stop(conn, row, live.attempt, instance));
             }
         }
         self.set_status(conn, status, now, fx);
@@ -286,7 +313,7 @@ impl Core {
         node.foreign = 0;
         let (rows, name) = (node.rows.clone(), node.name.clone());
         for row in rows {
-            self.lose(row, now, fx);
+            self.lose(row, index, now, fx);
         }
         self.refresh_node(index);
         let lease_end = self.node(index).map(|node| node.lease_end);
@@ -307,28 +334,50 @@ impl Core {
     }
 
     /// An attempt is over without a report.
-    fn lose(&mut self, row: Row, now: Now, fx: &mut Effects) {
+    fn lose(&mut self, row: Row, index: u32, now: Now, fx: &mut Effects) {
         let Some(live) = self.live.get(&row).copied() else { return };
+        if live.needs.instances > 1 {
+            let Some(instance) = self.instance_on(row, &live, index) else { return };
+            if !self.instance_lost(row, live, instance, fx) {
+                return;
+            }
+        }
         match live.phase {
             Phase::Running => self.give_back(row, live, RequeueCause::NodeLost, now, fx),
             Phase::Requeuing(cause) => self.give_back(row, live, cause, now, fx),
-            Phase::Zombie => self.bury(row, live, now, fx),
+            Phase::Zombie => self.bury_if_gone(row, live, now, fx),
         }
     }
 
-    pub(super) fn started(&mut self, conn: Conn, row: Row, attempt: u32, at: Timestamp, fx: &mut Effects) {
-        let Some(live) = self.current(conn, row, attempt) else { return };
-        self.note_begun(live.job, live.node, fx);
+    pub(super) fn started(
+        &mut self,
+        conn: Conn,
+        row: Row,
+        attempt: u32,
+        instance: u32,
+        at: Timestamp,
+        fx: &mut Effects,
+    ) {
+        let Some((live, node)) = self.current(conn, row, attempt, instance) else { return };
+        self.note_begun(live.job, node, fx);
+        if live.needs.instances > 1 {
+            fx.subtasks.push((row, InstanceChange::Happened(instance, SubtaskEvent::Start(at))));
+            if instance > 0 {
+                return;
+            }
+        }
         if live.phase != Phase::Zombie {
             fx.tasks.push((row, live.job, TaskEvent::Start { attempt, at }));
         }
     }
 
     /// The attempt, if it is the current one and this is its node's stream.
-    fn current(&self, conn: Conn, row: Row, attempt: u32) -> Option<Live> {
-        let index = self.by_conn.get(&conn)?;
+    /// With that node.
+    pub(super) fn current(&self, conn: Conn, row: Row, attempt: u32, instance: u32) -> Option<(Live, u32)> {
+        let index = *self.by_conn.get(&conn)?;
         let live = self.live.get(&row)?;
-        (live.node == *index && live.attempt == attempt).then_some(*live)
+        let is_here = live.attempt == attempt && self.instance_on(row, live, index) == Some(instance);
+        is_here.then_some((*live, index))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -336,21 +385,24 @@ impl Core {
         &mut self,
         conn: Conn,
         row: Row,
-        attempt: u32,
+        (attempt, instance): (u32, u32),
         end: AttemptEnd,
         action: JobAction,
         now: Now,
         fx: &mut Effects,
     ) {
-        let Some(live) = self.current(conn, row, attempt) else { return };
+        let Some((live, node)) = self.current(conn, row, attempt, instance) else { return };
         if end.cause == EndCause::PreparationFailed {
-            self.bar(live.job, live.node, fx);
+            self.bar(live.job, node, fx);
         } else if end.start.is_some() {
-            self.note_begun(live.job, live.node, fx);
+            self.note_begun(live.job, node, fx);
+        }
+        if live.needs.instances > 1 && !self.instance_ended(row, live, instance, &end, fx) {
+            return;
         }
         let cause = match live.phase {
             Phase::Zombie => {
-                self.bury(row, live, now, fx);
+                self.bury_if_gone(row, live, now, fx);
                 return;
             }
             Phase::Requeuing(cause) => cause,
@@ -363,7 +415,7 @@ impl Core {
             Verdict::Finish => {
                 let by_request = end.cause == EndCause::Stopped;
                 fx.tasks.push((row, live.job, TaskEvent::Finish { attempt, end }));
-                self.release(row, live);
+                self.over(row, live, None, fx);
                 if live.needs.manager {
                     self.manager_ended(live.job, &live.needs, fx);
                 } else if !by_request {
@@ -372,9 +424,8 @@ impl Core {
             }
             Verdict::Retry => {
                 fx.tasks.push((row, live.job, TaskEvent::Retry { attempt, end }));
-                self.release(row, live);
                 let again = ReadyTask { retry_count: live.retry_count + 1, ..live.ready(row) };
-                self.insert_ready(live.job, again);
+                self.over(row, live, Some(again), fx);
             }
             Verdict::Requeue => {
                 self.give_back(row, live, cause, now, fx);
@@ -426,9 +477,11 @@ impl Core {
         self.requeue_job(live.job);
     }
 
-    fn send_stop(&mut self, row: Row, live: Live, fx: &mut Effects) {
-        if let Some(conn) = self.node(live.node).and_then(|node| node.conn) {
-            fx.sends.push(Send::Stop(conn, row, live.attempt));
+    pub(super) fn send_stop(&mut self, row: Row, live: Live, fx: &mut Effects) {
+        for (instance, index) in self.places(row, &live) {
+            if let Some(conn) = self.node(index).and_then(|node| node.conn) {
+                fx.sends.push(Send::Stop(conn, row, live.attempt, instance));
+            }
         }
     }
 
@@ -439,18 +492,23 @@ impl Core {
             return;
         }
         fx.tasks.push((row, live.job, TaskEvent::Requeue { attempt: live.attempt, cause }));
-        self.release(row, live);
         let internal_retries = live.internal_retries + u32::from(cause.is_internal());
-        self.insert_ready(live.job, ReadyTask { internal_retries, ..live.ready(row) });
+        self.over(row, live, Some(ReadyTask { internal_retries, ..live.ready(row) }), fx);
         self.requeue_job(live.job);
         self.settle(live.job, now, fx);
     }
 
     /// The process of a terminated task has gone.
-    fn bury(&mut self, row: Row, live: Live, now: Now, fx: &mut Effects) {
+    pub(super) fn bury(&mut self, row: Row, live: Live, now: Now, fx: &mut Effects) {
+        self.inter(row, live, fx);
+        self.settle(live.job, now, fx);
+    }
+
+    /// What follows from that, apart from what it means for the job.
+    pub(super) fn inter(&mut self, row: Row, live: Live, fx: &mut Effects) {
         self.live.remove(&row);
         fx.forget.push(row);
-        self.free_slots(live.node, row, &live.needs);
+        self.leave_nodes(row, &live);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.zombies -= 1;
             job.more_to_come = false;
@@ -466,12 +524,11 @@ impl Core {
                 fx.replies.extend(replies.into_iter().map(|reply| (reply, Ok(()))));
             }
         }
-        self.settle(live.job, now, fx);
     }
 
-    fn release(&mut self, row: Row, live: Live) {
+    pub(super) fn release(&mut self, row: Row, live: Live) {
         self.live.remove(&row);
-        self.free_slots(live.node, row, &live.needs);
+        self.leave_nodes(row, &live);
         if let Some(job) = self.jobs.get_mut(&live.job) {
             job.running -= 1;
             job.running_slots -= live.needs.all_slots();

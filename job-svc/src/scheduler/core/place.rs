@@ -30,6 +30,12 @@ impl Core {
             };
             let Some(needs) = self.shapes.needs(shape) else { break };
             let affinity = self.affinity(key, shape, row);
+            if needs.instances > 1 {
+                if !self.try_gang(key, shape, &needs, row, affinity, fx) {
+                    passed.insert((key, shape));
+                }
+                continue;
+            }
             // If there is none, that is remembered: the shape is not met again.
             let Some(index) = self.choose_node(shape, &needs, affinity) else { continue };
             let Some(index) = self.unbarred_node(key, &needs, index) else {
@@ -37,19 +43,14 @@ impl Core {
                 passed.insert((key, shape));
                 continue;
             };
-            let Some(waiting) = self.take_ready(key, &needs, row) else { break };
-            let task = ReadyTask { attempt: waiting.attempt + 1, ..waiting };
-            self.served += 1;
-            if let Some(job) = self.jobs.get_mut(&key) {
-                job.served = self.served;
-            }
+            let Some(task) = self.take_next(key, &needs, row) else { break };
             self.bind(key, task, index);
             self.requeue_job(key);
             if let Some(node) = self.nodes[index as usize].as_ref() {
                 let preparing = self.has_to_prepare(key, &node.name);
                 fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone(), preparing }));
                 if let Some(conn) = node.conn {
-                    fx.sends.push(Send::Assign(conn, row, task.attempt));
+                    fx.sends.push(Send::Assign(conn, row, task.attempt, 0));
                 }
             }
         }
@@ -71,6 +72,67 @@ impl Core {
         let does = |index: &u32| node(*index).is_some_and(|node| node.fits(needs)) && !is_barred(*index);
         let mut with_room = self.free.range((needs.slots, 0)..).map(|(_, index)| *index);
         if self.pack { with_room.find(does) } else { with_room.rev().find(does) }
+    }
+
+    /// Takes a task out of those that wait, for its next attempt.
+    fn take_next(&mut self, key: JobKey, needs: &Needs, row: Row) -> Option<ReadyTask> {
+        let waiting = self.take_ready(key, needs, row)?;
+        self.served += 1;
+        if let Some(job) = self.jobs.get_mut(&key) {
+            job.served = self.served;
+        }
+        Some(ReadyTask { attempt: waiting.attempt + 1, ..waiting })
+    }
+
+    /// Places a task with several instances, if there are nodes for all of them.
+    fn try_gang(
+        &mut self,
+        key: JobKey,
+        shape: Shape,
+        needs: &Needs,
+        row: Row,
+        affinity: u32,
+        fx: &mut Effects,
+    ) -> bool {
+        let count = usize::from(needs.instances);
+        let mut nodes = self.fitting_nodes(shape, needs);
+        if nodes.len() >= count
+            && let Some(unbarred) = self.bars(key).map(|is_barred| self.all_fitting(needs, |index| !is_barred(index)))
+        {
+            nodes = unbarred;
+            if nodes.len() < count {
+                self.no_unbarred_node(key, row, fx);
+            }
+        }
+        if nodes.len() < count {
+            return false;
+        }
+        let liked = self.by_hash.get(&affinity).copied();
+        if let Some(at) = nodes.iter().position(|index| Some(*index) == liked) {
+            nodes.swap(0, at);
+        }
+        nodes.truncate(count);
+        let Some(task) = self.take_next(key, needs, row) else { return false };
+        if let Some(primary) = self.nodes.get(nodes[0] as usize).and_then(Option::as_ref) {
+            let preparing = self.has_to_prepare(key, &primary.name);
+            fx.tasks.push((row, key, TaskEvent::Assign { node: primary.name.clone(), preparing }));
+        }
+        self.place_gang(key, task, &nodes, fx);
+        self.requeue_job(key);
+        true
+    }
+
+    /// Nodes that have room, best first, of those that `may` be taken.
+    fn all_fitting(&self, needs: &Needs, may: impl Fn(u32) -> bool) -> Vec<u32> {
+        let node = |index: u32| self.nodes.get(index as usize).and_then(Option::as_ref);
+        let does = |index: &u32| node(*index).is_some_and(|node| node.fits(needs)) && may(*index);
+        let with_room = self.free.range((needs.slots, 0)..).map(|(_, index)| *index);
+        let enough = Shapes::enough(needs);
+        if self.pack {
+            with_room.filter(does).take(enough).collect()
+        } else {
+            with_room.rev().filter(does).take(enough).collect()
+        }
     }
 
     /// The job that goes first among those with a task that may fit.
@@ -128,12 +190,7 @@ impl Core {
             }
             return only.clone();
         }
-        let enough = Shapes::enough(needs);
-        let found: Vec<u32> = if self.pack {
-            self.free.range((needs.slots, 0)..).map(|(_, index)| *index).filter(fits).take(enough).collect()
-        } else {
-            self.free.range((needs.slots, 0)..).rev().map(|(_, index)| *index).filter(fits).take(enough).collect()
-        };
+        let found = self.all_fitting(needs, |_| true);
         self.shapes.limit(shape, found.clone());
         found
     }

@@ -74,7 +74,7 @@ impl Bench {
     }
 
     fn begins(&mut self, conn: Conn, row: Row, attempt: u32) {
-        self.step(Input::Started { conn, row, attempt, at: Timestamp::from_micros(1) });
+        self.step(Input::Started { conn, row, attempt, instance: 0, at: Timestamp::from_micros(1) });
     }
 
     fn ends(&mut self, conn: Conn, row: Row, attempt: u32, cause: EndCause) {
@@ -86,7 +86,7 @@ impl Bench {
             cause,
             outputs_kept: false,
         };
-        self.step(Input::Ended { conn, row, attempt, end, action: JobAction::None });
+        self.step(Input::Ended { conn, row, attempt, instance: 0, end, action: JobAction::None });
     }
 
     /// Tasks that were placed: row, node, whether they wait there.
@@ -282,7 +282,7 @@ fn a_restart_goes_on_with_the_nodes_that_are_not_released() {
 fn a_release_waits_for_attempts_that_should_not_be_there() {
     let mut bench = Bench::new(1);
     bench.load(RULES, 0, vec![(name(0), prepared("1"))]);
-    let seen = vec![Seen { token: 0, row: Some(77), attempt: 1, ended: false }];
+    let seen = vec![Seen { token: 0, row: Some(77), attempt: 1, instance: 0, ended: false }];
     let (conn, status) = (9, node_status(1));
     bench.step(Input::Hello { conn, node: name(0), incarnation: "1".into(), stream: 0, status, seen });
     bench.becomes(JobState::Deleting, 2);

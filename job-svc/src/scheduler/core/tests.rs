@@ -81,7 +81,7 @@ pub(super) fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
     );
 }
 
-fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {
+pub(super) fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {
     let assigned = fx.tasks.iter().filter_map(|(row, job, event)| match event {
         TaskEvent::Assign { node, .. } => Some((*job, *row, node.to_string())),
         _ => None,
@@ -162,7 +162,7 @@ pub(super) fn end_of(core: &mut Core, conn: Conn, row: Row) {
         cause: EndCause::Exited,
         outputs_kept: false,
     };
-    let input = Input::Ended { conn, row, attempt: 1, end, action: JobAction::None };
+    let input = Input::Ended { conn, row, attempt: 1, instance: 0, end, action: JobAction::None };
     core.step(input, now(), &mut Effects::default());
 }
 

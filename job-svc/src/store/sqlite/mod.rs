@@ -28,6 +28,7 @@ use super::Store;
 use super::model::*;
 use crate::domain::Error;
 use crate::domain::dependencies::ParentState;
+use crate::domain::subtask::Subtask;
 use crate::domain::task::AttemptRecord;
 
 /// Name under which events are announced.
@@ -202,6 +203,10 @@ impl Store for SqliteStore {
 
     async fn attempts(&self, task: u64, after: u32, limit: u32) -> Result<Vec<AttemptRecord>, Error> {
         self.database.read(move |connection| Ok(tasks::attempts(connection, task, after, limit)?)).await
+    }
+
+    async fn subtasks(&self, task: u64) -> Result<Vec<Subtask>, Error> {
+        self.database.read(move |connection| Ok(tasks::subtasks(connection, task)?)).await
     }
 
     async fn answer(&self, account: &AccountName, request: &Request) -> Result<Option<Vec<u8>>, Error> {

@@ -108,6 +108,9 @@ fn write(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, Commit
     for (task, attempt) in &commit.history {
         tasks::insert_attempt(connection, *task, attempt)?;
     }
+    for (task, subtask) in &commit.subtasks {
+        tasks::put_subtask(connection, *task, subtask)?;
+    }
     for row in &commit.deleted {
         depends::removed(connection, *row)?;
         tasks::remove(connection, *row)?;

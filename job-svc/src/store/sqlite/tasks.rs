@@ -9,6 +9,7 @@ use super::*;
 use crate::domain::etag;
 use crate::domain::needs::Needs;
 use crate::domain::spec::TaskFacts;
+use crate::domain::subtask::Subtask;
 use crate::domain::task::{AttemptRecord, Phase, Task, TaskEvent};
 use crate::store::{codec, events};
 
@@ -383,6 +384,7 @@ pub(super) fn remove(connection: &Connection, row: u64) -> Result<(), StoreError
     connection.prepare_cached("DELETE FROM tasks WHERE id = ?1")?.execute([row])?;
     connection.prepare_cached("DELETE FROM task_specs WHERE id = ?1")?.execute([row])?;
     connection.prepare_cached("DELETE FROM attempts WHERE task = ?1")?.execute([row])?;
+    connection.prepare_cached("DELETE FROM subtasks WHERE task = ?1")?.execute([row])?;
     Ok(())
 }
 
@@ -405,6 +407,24 @@ pub(super) fn attempts(
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         found.push(codec::decode_attempt(row.get_ref(0)?.as_blob().map_err(damaged)?)?);
+    }
+    Ok(found)
+}
+
+pub(super) fn put_subtask(connection: &Connection, task: u64, subtask: &Subtask) -> Result<(), StoreError> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO subtasks (task, instance, record) VALUES (?1, ?2, ?3)")?
+        .execute(params![signed(task), subtask.instance, codec::encode_subtask(subtask)])?;
+    Ok(())
+}
+
+pub(super) fn subtasks(connection: &Connection, task: u64) -> Result<Vec<Subtask>, StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT instance, record FROM subtasks WHERE task = ?1 ORDER BY instance")?;
+    let mut rows = statement.query([signed(task)])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(codec::decode_subtask(row.get(0)?, row.get_ref(1)?.as_blob().map_err(damaged)?)?);
     }
     Ok(found)
 }

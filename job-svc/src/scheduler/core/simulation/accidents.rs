@@ -26,10 +26,10 @@ impl World {
         let tasks: Vec<ReadyTask> = (0..self.rng.random_range(1..4))
             .map(|_| {
                 let row = self.next_row;
-                let needs = Needs::slots(self.rng.random_range(1..=SLOTS));
+                let needs = any_needs(&mut self.rng);
                 self.next_row += 1;
                 let task = Task::new(self.now().wall);
-                self.tasks.insert(row, Stored { job, needs, task, finishes: 0, former: None });
+                self.tasks.insert(row, Stored { job, needs, task, finishes: 0, former: None, instances: Vec::new() });
                 ready_with(row, needs)
             })
             .collect();
@@ -115,9 +115,11 @@ impl World {
                     let well = self.rng.random_bool(0.7);
                     self.end_job_task(at, well);
                 }
-                if let Some(key) = self.begun(at).first().copied() {
+                let begun = self.begun(at);
+                if !begun.is_empty() {
+                    let key = begun[self.rng.random_range(0..begun.len())];
                     let code = i32::from(self.rng.random_bool(0.3));
-                    self.end(at, key, EndCause::Exited, code);
+                    self.go_on(at, key, code);
                 }
             }
             78..=80 => self.connect(at),

@@ -39,6 +39,9 @@ impl World {
     pub(super) fn new_life(&mut self, at: usize) {
         let agent = &mut self.agents[at];
         agent.alive.clear();
+        agent.ready.clear();
+        agent.dying.clear();
+        agent.proceeded.clear();
         agent.results.clear();
         agent.lease_end = Duration::ZERO;
         agent.incarnation += 1;
@@ -73,6 +76,7 @@ impl World {
         NodeStatus {
             accepting: draining.is_none(),
             running_tasks: draining.unwrap_or(RunningTasks::Requeue),
+            capacity: Capacity { memory_bytes: MEMORY, ..Capacity::UNKNOWN },
             ..node_status(SLOTS)
         }
     }
@@ -106,13 +110,16 @@ impl World {
         agent.conn = Some(self.next_conn);
         agent.stream += 1;
         self.next_conn += 1;
-        let mut view: Vec<(Row, u32, bool)> =
-            agent.alive.iter().map(|(row, attempt)| (*row, *attempt, false)).collect();
-        view.extend(agent.results.iter().map(|(row, attempt, _)| (*row, *attempt, true)));
+        let mut view: Vec<(Key, bool)> = agent.alive.iter().map(|key| (*key, false)).collect();
+        view.extend(agent.results.iter().map(|(key, _)| (*key, true)));
         let hello = Hello { incarnation: agent.incarnation, stream: agent.stream, status, attempts: view };
         agent.up.push_back(Up::Hello(hello));
-        for (row, attempt, end) in agent.results.clone() {
-            agent.up.push_back(Up::Ended(row, attempt, end));
+        // What a primary said before it went on is not due any more.
+        for key in agent.alive.iter().filter(|key| agent.ready.contains(key) && !agent.proceeded.contains(key)) {
+            agent.up.push_back(Up::Ready(*key));
+        }
+        for (key, end) in agent.results.clone() {
+            agent.up.push_back(Up::Ended(key, end));
         }
         for word in agent.words.clone() {
             agent.up.push_back(Up::Word(word));
@@ -146,11 +153,12 @@ impl World {
         }
         match message {
             Up::Hello(hello) => {
-                self.seen.insert(conn, hello.attempts.iter().map(|(row, attempt, _)| (*row, *attempt)).collect());
-                let seen = hello.attempts.iter().enumerate().map(|(token, (row, attempt, ended))| Seen {
+                self.seen.insert(conn, hello.attempts.iter().map(|(key, _)| *key).collect());
+                let seen = hello.attempts.iter().enumerate().map(|(token, ((row, attempt, instance), ended))| Seen {
                     token: u32::try_from(token).unwrap(),
                     row: Some(*row),
                     attempt: *attempt,
+                    instance: *instance,
                     ended: *ended,
                 });
                 let seen = seen.collect();
@@ -161,18 +169,20 @@ impl World {
             Up::Status(status) => self.input(Input::Status { conn, status }),
             Up::Word(word) => self.hear_word(conn, word),
             Up::Goodbye => self.input(Input::Goodbye { conn }),
-            Up::Started(row, attempt) => {
+            Up::Started((row, attempt, instance)) => {
                 let at = self.now().wall;
-                self.input(Input::Started { conn, row, attempt, at });
+                self.input(Input::Started { conn, row, attempt, instance, at });
             }
-            Up::Ended(row, attempt, end) => {
+            Up::Ready((row, attempt, instance)) => self.input(Input::Ready { conn, row, attempt, instance }),
+            Up::Ended(key, end) => {
                 let foreign = self.foreign.entry(conn).or_default();
-                if let Some(place) = foreign.iter().position(|known| *known == (row, attempt)) {
+                if let Some(place) = foreign.iter().position(|known| *known == key) {
                     foreign.swap_remove(place);
                     self.input(Input::ForeignEnded { conn });
                 }
-                let input = Input::Ended { conn, row, attempt, end, action: JobAction::None };
-                self.input_with_ack(input, vec![(conn, row, attempt)]);
+                let (row, attempt, instance) = key;
+                let input = Input::Ended { conn, row, attempt, instance, end, action: JobAction::None };
+                self.input_with_ack(input, vec![(conn, key)]);
             }
         }
     }
@@ -183,16 +193,31 @@ impl World {
         match agent.down.pop_front() {
             None => {}
             Some(Down::Assign(..) | Down::Stop(..) | Down::Release(_)) if agent.leaving => {}
-            Some(Down::Assign(row, attempt, job, done)) => self.arrive(at, (row, attempt), job, done),
+            Some(Down::Assign(key, job, done)) => self.arrive(at, key, job, done),
             Some(Down::Release(job)) => self.run_release(at, job),
             Some(Down::WordAck(sequence)) => agent.words.retain(|word| word.sequence != sequence),
             // Its process takes its time to die, and may end by itself meanwhile.
-            Some(Down::Stop(row, attempt)) if agent.alive.contains(&(row, attempt)) && self.rng.random_bool(0.5) => {}
-            Some(Down::Stop(row, attempt)) => self.end(at, (row, attempt), EndCause::Stopped, 137),
-            Some(Down::Ack(row, attempt)) => {
-                agent.results.retain(|result| (result.0, result.1) != (row, attempt));
+            Some(Down::Stop(key)) if agent.alive.contains(&key) && self.rng.random_bool(0.5) => {
+                agent.dying.insert(key);
+            }
+            Some(Down::Stop(key)) => self.end(at, key, EndCause::Stopped, 137),
+            Some(Down::Proceed(key)) => {
+                if agent.alive.contains(&key) {
+                    agent.proceeded.insert(key);
+                    let count = self.tasks.get(&key.0).map_or(0, |stored| u32::from(stored.needs.instances));
+                    for instance in 0..count {
+                        let ready = self.was_ready.contains(&(key.0, key.1, instance));
+                        assert!(ready, "task {} goes on without instance {instance}", key.0);
+                    }
+                }
+            }
+            Some(Down::Ack(key)) => {
+                agent.results.retain(|result| result.0 != key);
+                let (row, attempt, instance) = key;
                 let waits = |stored: &&Stored| {
-                    stored.task.attempt == attempt && matches!(stored.task.state, TaskState::Running { .. })
+                    instance == 0
+                        && stored.task.attempt == attempt
+                        && matches!(stored.task.state, TaskState::Running { .. })
                 };
                 assert!(self.tasks.get(&row).filter(waits).is_none(), "task {row}: a result was acknowledged and lost");
             }
@@ -204,18 +229,35 @@ impl World {
         }
     }
 
-    pub(super) fn end(&mut self, at: usize, key: (Row, u32), cause: EndCause, code: i32) {
+    /// A process goes on: an instance becomes ready; what may end ends.
+    pub(super) fn go_on(&mut self, at: usize, key: Key, code: i32) {
+        let gang = self.tasks.get(&key.0).is_some_and(|stored| stored.needs.instances > 1);
+        let agent = &mut self.agents[at];
+        let stays = gang && !agent.proceeded.contains(&key) && code == 0;
+        if stays && agent.dying.contains(&key) {
+            self.end(at, key, EndCause::Stopped, 137);
+        } else if !stays {
+            self.end(at, key, EndCause::Exited, code);
+        } else if agent.ready.insert(key) {
+            self.was_ready.insert(key);
+            if agent.conn.is_some() {
+                agent.up.push_back(Up::Ready(key));
+            }
+        }
+    }
+
+    pub(super) fn end(&mut self, at: usize, key: Key, cause: EndCause, code: i32) {
         let now = self.now().wall;
         let agent = &mut self.agents[at];
-        if agent.results.iter().any(|result| (result.0, result.1) == key) {
+        if agent.results.iter().any(|result| result.0 == key) {
             return;
         }
         agent.alive.retain(|alive| *alive != key);
         let end =
             AttemptEnd { start: None, end: now, exit_code: Some(code), failure: None, cause, outputs_kept: false };
-        agent.results.push((key.0, key.1, end.clone()));
+        agent.results.push((key, end.clone()));
         if agent.conn.is_some() {
-            agent.up.push_back(Up::Ended(key.0, key.1, end));
+            agent.up.push_back(Up::Ended(key, end));
         }
         self.leave(at, key);
     }

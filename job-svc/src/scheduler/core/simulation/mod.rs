@@ -31,13 +31,17 @@ use crate::domain::job::{DisableTasks, JobEvent};
 use crate::domain::task::{AttemptRecord, EndCause, Outcome, Phase as TaskPhase, Task, TaskState};
 use preparation::{AgentJob, Heard, Word};
 
+/// Task, attempt, instance.
+type Key = (Row, u32, u32);
+
 #[derive(Debug, Clone)]
 enum Up {
     Hello(Hello),
     Lease(u64),
     Status(NodeStatus),
-    Started(Row, u32),
-    Ended(Row, u32, AttemptEnd),
+    Started(Key),
+    Ready(Key),
+    Ended(Key, AttemptEnd),
     Word(Word),
     Goodbye,
 }
@@ -47,8 +51,8 @@ struct Hello {
     incarnation: u32,
     stream: u64,
     status: NodeStatus,
-    /// Task, attempt, ended.
-    attempts: Vec<(Row, u32, bool)>,
+    /// What it holds, and whether that has ended.
+    attempts: Vec<(Key, bool)>,
 }
 
 /// What the scheduler will be told.
@@ -62,9 +66,10 @@ enum Note {
 #[derive(Debug, Clone)]
 enum Down {
     /// With its job, and whether that need not be prepared any more.
-    Assign(Row, u32, JobKey, bool),
-    Stop(Row, u32),
-    Ack(Row, u32),
+    Assign(Key, JobKey, bool),
+    Stop(Key),
+    Proceed(Key),
+    Ack(Key),
     Release(JobKey),
     WordAck(u64),
     Grant(u64),
@@ -82,9 +87,15 @@ struct FakeAgent {
     up: VecDeque<Up>,
     down: VecDeque<Down>,
     /// Processes.
-    alive: Vec<(Row, u32)>,
+    alive: Vec<Key>,
+    /// Instances among them whose coordination command has ended well, and
+    /// primaries among these that went on.
+    ready: HashSet<Key>,
+    proceeded: HashSet<Key>,
+    /// Those that were told to stop.
+    dying: HashSet<Key>,
     /// Results that were not acknowledged.
-    results: Vec<(Row, u32, AttemptEnd)>,
+    results: Vec<(Key, AttemptEnd)>,
     jobs: BTreeMap<JobKey, AgentJob>,
     /// Words that were not acknowledged.
     words: Vec<Word>,
@@ -94,7 +105,7 @@ struct FakeAgent {
 }
 
 /// Reports to acknowledge.
-type Acks = Vec<(Conn, Row, u32)>;
+type Acks = Vec<(Conn, Key)>;
 
 /// What the store has.
 struct Stored {
@@ -104,6 +115,8 @@ struct Stored {
     finishes: u32,
     /// The latest attempt that is history.
     former: Option<AttemptRecord>,
+    /// Nodes of its instances, if it has several, and whether they may still run.
+    instances: Vec<(Arc<NodeId>, bool)>,
 }
 
 struct World {
@@ -124,8 +137,10 @@ struct World {
     /// Attempts that were assigned to nodes that need not be prepared.
     for_good: HashSet<(Conn, Row, u32)>,
     agents: Vec<FakeAgent>,
-    seen: HashMap<Conn, Vec<(Row, u32)>>,
-    foreign: HashMap<Conn, Vec<(Row, u32)>>,
+    seen: HashMap<Conn, Vec<Key>>,
+    foreign: HashMap<Conn, Vec<Key>>,
+    /// Instances that were ever ready.
+    was_ready: HashSet<Key>,
     /// Streams that broke; what was said on them may still arrive.
     ghosts: Vec<(usize, Conn, VecDeque<Up>)>,
     /// Streams that the scheduler has not closed.
@@ -141,6 +156,8 @@ struct World {
 }
 
 const SLOTS: u16 = 4;
+/// Of each node; enough for any task, and too little for two large ones.
+const MEMORY: u64 = 100;
 
 impl World {
     fn new(seed: u64) -> Self {
@@ -159,6 +176,7 @@ impl World {
             agents: (0..3).map(|_| FakeAgent::default()).collect(),
             seen: HashMap::new(),
             foreign: HashMap::new(),
+            was_ready: HashSet::new(),
             ghosts: Vec::new(),
             links: HashSet::new(),
             notes: VecDeque::new(),
@@ -200,11 +218,11 @@ impl World {
         self.input_with_ack(input, Vec::new());
     }
 
-    fn input_with_ack(&mut self, input: Input, acks: Vec<(Conn, Row, u32)>) {
+    fn input_with_ack(&mut self, input: Input, acks: Acks) {
         self.input_with(input, acks, Vec::new());
     }
 
-    fn input_with(&mut self, input: Input, acks: Vec<(Conn, Row, u32)>, heard: Vec<Heard>) {
+    fn input_with(&mut self, input: Input, acks: Acks, heard: Vec<Heard>) {
         let mut fx = Effects::default();
         let now = self.now();
         self.core.step(input, now, &mut fx);
@@ -219,7 +237,7 @@ impl World {
         }
         self.purged.extend(fx.purge.iter());
         for send in &fx.sends {
-            if let Send::Assign(conn, row, attempt) = send
+            if let Send::Assign(conn, row, attempt, _) = send
                 && let Some(job) = self.core.live.get(row).map(|live| live.job)
                 && let Some((node, _)) = self.core.node_of(*conn)
                 && self.core.is_prepared_for_good(job, &node)
@@ -232,17 +250,20 @@ impl World {
 
     fn check(&self) {
         let mut alive: HashMap<Row, u32> = HashMap::new();
+        let mut instances: HashSet<(Row, u32)> = HashSet::new();
         for agent in &self.agents {
-            let mut used = 0;
-            for (row, _) in &agent.alive {
-                *alive.entry(*row).or_default() += 1;
-                used += self.tasks.get(row).map_or(0, |task| task.needs.slots);
+            let mut held = Held::default();
+            for (row, attempt, instance) in &agent.alive {
+                let one = *alive.entry(*row).or_insert(*attempt);
+                assert_eq!(one, *attempt, "task {row} has two attempts");
+                assert!(instances.insert((*row, *instance)), "task {row} has two processes");
+                assert!(!self.deleted.contains(row), "task {row} is deleted and has a process");
+                if let Some(task) = self.tasks.get(row) {
+                    held.add(&task.needs);
+                }
             }
-            assert!(used <= SLOTS, "a node uses {used} slots");
-        }
-        for (row, count) in alive {
-            assert_eq!(count, 1, "task {row} has two processes");
-            assert!(!self.deleted.contains(&row), "task {row} is deleted and has a process");
+            assert!(held.slots <= u32::from(SLOTS) && held.memory_bytes <= MEMORY, "a node holds {held:?}");
+            assert!(held.exclusive == 0 || agent.alive.len() == 1, "a node is not left alone: {:?}", agent.alive);
         }
         assert!(self.tasks.values().all(|task| task.finishes <= 1), "a task finished twice");
     }
@@ -298,7 +319,7 @@ impl World {
                     self.end_job_task(at, true);
                 }
                 for key in self.begun(at) {
-                    self.end(at, key, EndCause::Exited, 0);
+                    self.go_on(at, key, 0);
                 }
             }
             self.pass_time(Duration::from_secs(1));
@@ -318,6 +339,18 @@ fn ready_of(row: Row, stored: &Stored) -> ReadyTask {
         retry_count: stored.task.retry_count,
         internal_retries: stored.task.internal_retry_count,
         ..ready_with(row, stored.needs)
+    }
+}
+
+/// Slots alone, or more: memory, a node of one's own, several nodes.
+fn any_needs(rng: &mut StdRng) -> Needs {
+    let slots = Needs::slots(rng.random_range(1..=SLOTS));
+    match rng.random_range(0..10) {
+        0 | 1 => Needs { memory_bytes: [30, 60, MEMORY][rng.random_range(0..3)], ..slots },
+        2 => Needs { exclusive: true, manager: rng.random_bool(0.5), ..slots },
+        3 | 4 => Needs { instances: rng.random_range(2..=3), ..Needs::slots(1) },
+        5 => Needs { instances: 2, memory_bytes: 60, ..Needs::slots(2) },
+        _ => slots,
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) enum Stage {
 pub(super) struct AgentJob {
     pub stage: Stage,
     /// Attempts that wait for the preparation.
-    pub waiting: Vec<(Row, u32)>,
+    pub waiting: Vec<Key>,
     /// `Some(false)`: the release runs.
     pub released: Option<bool>,
 }
@@ -72,12 +72,12 @@ impl World {
     }
 
     /// An attempt arrives at an agent.
-    pub(super) fn arrive(&mut self, at: usize, key: (Row, u32), job: JobKey, done: bool) {
+    pub(super) fn arrive(&mut self, at: usize, key: Key, job: JobKey, done: bool) {
         let rules = self.rules(job);
         let agent = &mut self.agents[at];
         agent.alive.push(key);
         let Some(rules) = rules else {
-            agent.up.push_back(Up::Started(key.0, key.1));
+            agent.up.push_back(Up::Started(key));
             return;
         };
         if done {
@@ -94,7 +94,7 @@ impl World {
         let here = agent.jobs.entry(job).or_default();
         let waits = rules.wait_for_success && here.stage != Stage::Succeeded;
         if !waits {
-            agent.up.push_back(Up::Started(key.0, key.1));
+            agent.up.push_back(Up::Started(key));
         } else if here.stage == Stage::Failed {
             self.end(at, key, EndCause::PreparationFailed, 1);
         } else {
@@ -121,7 +121,7 @@ impl World {
         }
         for key in waiting {
             if well {
-                self.agents[at].up.push_back(Up::Started(key.0, key.1));
+                self.agents[at].up.push_back(Up::Started(key));
             } else {
                 self.end(at, key, EndCause::PreparationFailed, 1);
             }
@@ -130,7 +130,7 @@ impl World {
 
     /// An attempt has ended at its agent: a preparation that nobody needs any
     /// more is stopped.
-    pub(super) fn leave(&mut self, at: usize, key: (Row, u32)) {
+    pub(super) fn leave(&mut self, at: usize, key: Key) {
         let agent = &mut self.agents[at];
         let Some((job, here)) = agent.jobs.iter_mut().find(|(_, here)| here.waiting.contains(&key)) else { return };
         let job = *job;
@@ -142,9 +142,9 @@ impl World {
     }
 
     /// Attempts that have begun.
-    pub(super) fn begun(&self, at: usize) -> Vec<(Row, u32)> {
+    pub(super) fn begun(&self, at: usize) -> Vec<Key> {
         let agent = &self.agents[at];
-        let waits = |key: &&(Row, u32)| agent.jobs.values().any(|here| here.waiting.contains(key));
+        let waits = |key: &&Key| agent.jobs.values().any(|here| here.waiting.contains(key));
         agent.alive.iter().filter(|key| !waits(key)).copied().collect()
     }
 
@@ -160,7 +160,7 @@ impl World {
     /// The agent is told to run the release.
     pub(super) fn run_release(&mut self, at: usize, job: JobKey) {
         let of_job = |row: &Row| self.tasks.get(row).is_some_and(|stored| stored.job == job);
-        let alive = self.agents[at].alive.iter().filter(|(row, _)| of_job(row)).count();
+        let alive = self.agents[at].alive.iter().filter(|(row, _, _)| of_job(row)).count();
         assert_eq!(alive, 0, "job {job} is released while tasks of it run on node {at}");
         let here = self.agents[at].jobs.entry(job).or_default();
         match here.released {

@@ -2,6 +2,14 @@
 
 use super::*;
 
+impl Stored {
+    /// Instances that may still run.
+    fn open_instances(&self) -> Vec<(u32, Arc<NodeId>)> {
+        let open = (0..).zip(&self.instances).filter(|(_, (_, open))| *open);
+        open.map(|(instance, (node, _))| (instance, node.clone())).collect()
+    }
+}
+
 impl World {
     /// Whether the scheduler has changed a task, which is not durable yet.
     pub(super) fn is_ahead(&self, row: Row) -> bool {
@@ -40,10 +48,16 @@ impl World {
     pub(super) fn ready_again(&mut self, job: JobKey, row: Row) {
         let stored = &self.tasks[&row];
         let task = ready_of(row, stored);
-        let held = stored.former.clone().filter(|former| former.outcome == Outcome::Terminated);
-        match held.filter(|_| !self.core.is_live(row)) {
-            Some(former) => self.input(Input::Held { job, task, node: former.run.node }),
-            None => self.input(Input::Added { job, tasks: vec![task] }),
+        let nodes = if task.needs.instances > 1 {
+            stored.open_instances()
+        } else {
+            let held = stored.former.clone().filter(|former| former.outcome == Outcome::Terminated);
+            held.into_iter().map(|former| (0, former.run.node)).collect()
+        };
+        if nodes.is_empty() || self.core.is_live(row) {
+            self.input(Input::Added { job, tasks: vec![task] });
+        } else {
+            self.input(Input::Held { job, task, nodes });
         }
     }
 
@@ -57,8 +71,10 @@ impl World {
                 TaskState::Active if !over && matches!(stored.task.previous, Some((TaskPhase::Completed, _))) => {
                     again.push(*row);
                 }
+                TaskState::Active if !over && task.needs.instances > 1 && task.attempt > 0 => again.push(*row),
                 TaskState::Active => waiting.push(task),
-                TaskState::Running { node, .. } => running.push((task, node.clone())),
+                TaskState::Running { .. } if task.needs.instances > 1 => running.push((task, stored.open_instances())),
+                TaskState::Running { node, .. } => running.push((task, vec![(0, node.clone())])),
                 TaskState::Completed { .. } => continue,
             }
             last = last.max(*row);
@@ -81,26 +97,27 @@ impl World {
         for send in fx.sends {
             match send {
                 Send::Welcome(_) => {}
-                Send::Assign(_, row, attempt) if self.rng.random_bool(0.002) => {
+                Send::Assign(_, row, attempt, _) if self.rng.random_bool(0.002) => {
                     self.input(Input::Unrunnable { row, attempt });
                 }
-                Send::Assign(conn, row, attempt) => {
+                Send::Assign(conn, row, attempt, instance) => {
                     let done = self.for_good.remove(&(conn, row, attempt));
                     if let Some(job) = self.tasks.get(&row).map(|stored| stored.job) {
-                        self.mail(conn, Down::Assign(row, attempt, job, done));
+                        self.mail(conn, Down::Assign((row, attempt, instance), job, done));
                     }
                 }
-                Send::Stop(conn, row, attempt) => self.mail(conn, Down::Stop(row, attempt)),
+                Send::Stop(conn, row, attempt, instance) => self.mail(conn, Down::Stop((row, attempt, instance))),
+                Send::Proceed(conn, row, attempt) => self.mail(conn, Down::Proceed((row, attempt, 0))),
                 Send::Release(conn, job) => self.mail_release(conn, job),
                 Send::StopSeen(conn, token) => {
-                    let (row, attempt) = self.seen[&conn][token as usize];
-                    self.foreign.entry(conn).or_default().push((row, attempt));
-                    self.mail(conn, Down::Stop(row, attempt));
+                    let key = self.seen[&conn][token as usize];
+                    self.foreign.entry(conn).or_default().push(key);
+                    self.mail(conn, Down::Stop(key));
                 }
             }
         }
-        for (conn, row, attempt) in acks {
-            self.mail(conn, Down::Ack(row, attempt));
+        for (conn, key) in acks {
+            self.mail(conn, Down::Ack(key));
         }
         for heard in heard {
             self.mail(heard.conn, Down::WordAck(heard.word.sequence));
@@ -142,6 +159,20 @@ impl World {
             stored.former = transition.history.or(stored.former.take());
             if matches!(event, TaskEvent::Finish { .. }) {
                 stored.finishes += 1;
+            }
+        }
+        for (row, change) in std::mem::take(&mut fx.subtasks) {
+            let Some(stored) = self.tasks.get_mut(&row) else { continue };
+            match change {
+                InstanceChange::Assigned { nodes, .. } => {
+                    assert_eq!(nodes.len(), usize::from(stored.needs.instances), "task {row} got a part of its nodes");
+                    assert!(stored.open_instances().is_empty(), "task {row}: its last attempt may run");
+                    stored.instances = nodes.into_iter().map(|node| (node, true)).collect();
+                }
+                InstanceChange::Happened(instance, SubtaskEvent::End(_) | SubtaskEvent::Lose) => {
+                    stored.instances[instance as usize].1 = false;
+                }
+                InstanceChange::Happened(_, SubtaskEvent::Start(_) | SubtaskEvent::Ready) => {}
             }
         }
         for (row, _) in std::mem::take(&mut fx.deleted) {
