@@ -227,7 +227,7 @@ struct JobTask<'a> {
 impl JobTask<'_> {
     async fn run(&self, agent: &Arc<Agent>, preparation: Option<&str>, stop: &CancellationToken) -> Run {
         let id: Arc<str> = self.spec.id.as_str().into();
-        let constraints = self.spec.constraints.clone().unwrap_or_default();
+        let constraints = self.spec.constraints.unwrap_or_default();
         let limit = wire::limit(constraints.max_wall_clock_time.as_ref());
         let (name, limit, max_retries) = match self.kind {
             Kind::Preparation => ("preparation", limit, constraints.max_task_retry_count.unwrap_or(0)),

@@ -119,3 +119,36 @@ async fn a_cancelled_transfer_ends() {
     assert!(matches!(parts.last(), Some(Part::File(_))));
     world.stop().await;
 }
+
+/// Not a check: prints how long lines take from a task to who follows its output.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement; run it alone"]
+async fn delay_of_followed_lines() {
+    let world = World::start().await;
+    // Each line is the moment of its writing.
+    world.assign(task("t", "/bin/sh -c 'for i in $(seq 50); do date +%s%N; sleep 0.07; done'"));
+    eventually("the file", || async { world.task_dir("t").join("stdout.txt").exists().then_some(()) }).await;
+    let follow = Operation::Read(ReadFile { range: None, follow: true });
+    world.log.command(0, control_down::Message::FileRequest(request("f", "workitems/j/job-1/t/stdout.txt", follow)));
+    let mut delays = Vec::new();
+    let mut seen = 0;
+    loop {
+        let parts: Vec<_> = {
+            let answers = world.log.answers.lock().unwrap();
+            answers.get("f").into_iter().flatten().filter_map(|answer| answer.part.clone()).collect()
+        };
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+        let text = String::from_utf8(data(&parts)).unwrap();
+        for line in text.lines().skip(seen) {
+            delays.push(now.saturating_sub(line.parse().unwrap()) / 1000);
+            seen += 1;
+        }
+        if matches!(parts.last(), Some(Part::Done(_))) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_micros(500)).await;
+    }
+    delays.sort_unstable();
+    println!("{} lines: median {} µs, most {} µs", delays.len(), delays[delays.len() / 2], delays[delays.len() - 1]);
+    world.stop().await;
+}
