@@ -75,6 +75,9 @@ enum Command {
     /// Jobs: groups of tasks
     #[command(subcommand)]
     Job(commands::job::JobCommand),
+    /// Job schedules: jobs that are created again and again
+    #[command(subcommand)]
+    Schedule(commands::schedule::ScheduleCommand),
     /// Tasks of a job
     #[command(subcommand)]
     Task(commands::task::TaskCommand),
@@ -167,6 +170,7 @@ fn dispatch(cli: Cli) -> Outcome {
                 Command::Pool(command) => commands::pool::run(&client, output, command).await,
                 Command::Node(command) => commands::node::run(&client, output, command).await,
                 Command::Job(command) => commands::job::run(&client, output, command).await,
+                Command::Schedule(command) => commands::schedule::run(&client, output, command).await,
                 Command::Task(command) => commands::task::run(&client, output, command).await,
                 Command::Blob(command) => commands::blob::run(&client, output, command).await,
                 Command::Watch(args) => commands::watch::run(&client, output, args).await,

@@ -4,6 +4,7 @@
 //! - [`domain`]: the rules, free of I/O;
 //! - [`scheduler`]: one actor a pool around a pure core;
 //! - [`ticker`]: has job schedules create their jobs, by the time of [`clock`];
+//! - [`auto_pools`]: what pool-svc is told about pools of jobs, and answers;
 //! - [`store`]: what is kept;
 //! - [`config`], [`metrics`];
 //! - [`bench`]: measures the core of the scheduler alone.
@@ -15,6 +16,7 @@
 //! then acknowledged. See [`scheduler::core`] for the promises this keeps.
 
 pub mod api;
+pub mod auto_pools;
 pub mod bench;
 pub mod clock;
 pub mod config;
@@ -33,7 +35,7 @@ use kiln_bus::Bus;
 use kiln_proto::job::v1::job_schedule_service_server::JobScheduleServiceServer;
 use kiln_proto::job::v1::job_service_server::JobServiceServer;
 use kiln_proto::job::v1::work_service_server::WorkServiceServer;
-use kiln_store::outbox;
+use kiln_store::{inbox, outbox};
 use kiln_time::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +97,14 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let forgetting = kiln_telemetry::spawn(forget_loop(shared.clone(), shutdown.clone()));
     let ticker = Ticker { store: Arc::new(store.clone()), registry: registry.clone(), clock: deps.clock.clone() };
     let ticking = kiln_telemetry::spawn(ticker.run(shutdown.clone()));
+    let pools = Arc::new(store.clone());
+    let announcing = kiln_telemetry::spawn(auto_pools::announce(pools.clone(), deps.clock.clone(), shutdown.clone()));
+    let answers = kiln_telemetry::spawn(inbox::consume(
+        deps.bus.clone(),
+        auto_pools::queue(),
+        auto_pools::Answers { store: pools, registry: registry.clone() },
+        shutdown.clone(),
+    ));
     let recovery = kiln_telemetry::spawn(recover(registry.clone(), readiness.clone(), shutdown.clone()));
     let server = kiln_grpc::Server {
         name: "job-svc",
@@ -107,7 +117,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     readiness.set(false);
     // Also when the listener failed: nothing may go on without the service.
     shutdown.cancel();
-    for work in [relay, forgetting, ticking, recovery] {
+    for work in [relay, forgetting, ticking, announcing, answers, recovery] {
         if let Err(error) = work.await {
             tracing::error!(%error, "a loop of job-svc ended unexpectedly");
         }

@@ -236,6 +236,8 @@ fn log(event: &Event) {
             tracing::info!(%account, pool.id = %pool, allocation, target_dedicated, target_low_priority, current,
                 reason, "pool {what:?}");
         }
+        // Told where it was decided.
+        Fact::AutoPool { .. } => {}
         Fact::Node { what, node, old, new, reason, .. } => {
             let name = |state: &Option<NodeState>| state.as_ref().map_or("-", NodeState::name);
             // Between these two a node moves with every task.

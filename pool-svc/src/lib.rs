@@ -5,6 +5,7 @@
 //! - [`store`]: where records are kept, with their events;
 //! - [`provider`]: what makes nodes (here: child processes of this machine);
 //! - `api`: the gRPC front for clients and for agents;
+//! - `auto_pools`: pools that jobs and schedules bring along;
 //! - `reconcile`: the loop that carries out the plan;
 //! - `sessions`, `transfers`: open control streams, and questions about files
 //!   that wait for an agent's answer;
@@ -17,6 +18,7 @@
 //! same stream before the provider takes them away.
 
 mod api;
+mod auto_pools;
 pub mod config;
 mod core;
 pub mod domain;
@@ -37,6 +39,7 @@ use kiln_time::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::auto_pools::AutoPools;
 use crate::core::{Core, Wakeups};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
@@ -45,6 +48,7 @@ use crate::sessions::Sessions;
 use crate::store::SqliteStore;
 use crate::transfers::Transfers;
 
+pub use auto_pools::queue as job_events;
 pub use config::{Config, LocalProviderConfig};
 
 /// What the service uses and does not make itself.
@@ -78,11 +82,17 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     });
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
         store.database(),
-        deps.bus,
+        deps.bus.clone(),
         metrics.outbox_lag.clone(),
         shutdown.clone(),
     ));
     let reconciler = kiln_telemetry::spawn(reconcile::run(core.clone(), shutdown.clone()));
+    let auto_pools = kiln_telemetry::spawn(kiln_store::inbox::consume(
+        deps.bus,
+        auto_pools::queue(),
+        AutoPools { core: core.clone() },
+        shutdown.clone(),
+    ));
     let readiness = Readiness::default();
     readiness.set(true);
     let server = Server {
@@ -102,6 +112,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     readiness.set(false);
     shutdown.cancel();
     reconciler.await.context("the reconciler")?;
+    auto_pools.await.context("auto pools")?;
     if core.config.stop_nodes_on_shutdown
         && let Some(provider) = &core.provider
     {

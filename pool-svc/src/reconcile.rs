@@ -42,6 +42,10 @@ const JOIN_TOKEN_SECONDS: i64 = 365 * 86_400;
 /// Old answers to requests are forgotten this often.
 const FORGET: Duration = Duration::from_secs(600);
 
+/// The end of an auto pool is remembered this long: an announcement that is
+/// older cannot come any more.
+const AUTO_POOL_KEPT: Duration = Duration::from_secs(30 * 86_400);
+
 /// Runs until `shutdown`.
 pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
     let check = (core.config.silence_limit() / 4).clamp(Duration::from_millis(20), Duration::from_secs(1));
@@ -57,7 +61,7 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             next_scan = Instant::now() + SCAN;
         }
         if Instant::now() >= next_forget {
-            if let Err(error) = core.store.forget_requests(Timestamp::now()).await {
+            if let Err(error) = forget(&core, Timestamp::now()).await {
                 tracing::warn!(%error, "old requests could not be forgotten");
             }
             next_forget = Instant::now() + FORGET;
@@ -87,6 +91,12 @@ pub async fn run(core: Arc<Core>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
     }
+}
+
+async fn forget(core: &Core, now: Timestamp) -> Result<(), StoreError> {
+    core.store.forget_requests(now).await?;
+    core.store.forget_auto_pools(now.minus(AUTO_POOL_KEPT)).await?;
+    Ok(())
 }
 
 /// Has all pools looked at, and takes away what belongs to none.

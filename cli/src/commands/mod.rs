@@ -6,6 +6,7 @@ pub mod job;
 pub mod logs;
 pub mod node;
 pub mod pool;
+pub mod schedule;
 pub mod task;
 pub mod watch;
 

@@ -175,7 +175,9 @@ impl Services {
         let bus = MemoryBus::new();
         // Before anybody publishes, so that no event finds nobody interested.
         let queue = QueueSpec { name: "monitor.events".to_owned(), bindings: vec!["#".to_owned()], prefetch: 64 };
-        bus.declare(&queue).await.context("event bus")?;
+        for queue in [queue, pool_svc::job_events(), job_svc::auto_pools::queue()] {
+            bus.declare(&queue).await.context("event bus")?;
+        }
         let mut services = Self { running: Vec::new(), bus };
         let started = match services.spawn_all(plan, listeners, ports) {
             Ok(()) => services.ready([ports.gateway, ports.pool, ports.job, ports.monitor, ports.storage]).await,

@@ -17,6 +17,7 @@ use kiln_grpc::channel::TokenAuth;
 use kiln_proto::gateway::v1::account_service_client::AccountServiceClient;
 use kiln_proto::gateway::v1::task_file_service_client::TaskFileServiceClient;
 use kiln_proto::gateway::v1::workflow_service_client::WorkflowServiceClient;
+use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
@@ -69,6 +70,10 @@ impl Client {
     service!(
         /// Pools and nodes.
         pools, PoolServiceClient
+    );
+    service!(
+        /// Schedules that create jobs.
+        job_schedules, JobScheduleServiceClient
     );
     service!(
         /// Jobs and tasks.

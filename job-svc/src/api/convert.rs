@@ -7,6 +7,7 @@ use kiln_time::Timestamp;
 use prost::Message;
 
 use crate::domain::Error;
+use crate::domain::auto_pool::without_secrets;
 use crate::domain::etag;
 use crate::domain::job::JobState;
 use crate::domain::schedule::ScheduleId;
@@ -27,7 +28,7 @@ pub fn job(row: &JobRow) -> wire::Job {
     };
     wire::Job {
         id: row.job.as_str().to_owned(),
-        spec: Some((*row.spec).clone()),
+        spec: Some(without_secrets((*row.spec).clone())),
         state: events::job_state(row.life.state).into(),
         state_transition_time: at(row.life.since),
         previous_state: previous.into(),
@@ -37,7 +38,7 @@ pub fn job(row: &JobRow) -> wire::Job {
         last_modified: at(row.last_modified),
         end_time: row.life.end.and_then(at),
         terminate_reason: row.life.terminate_reason.clone(),
-        scheduling_error: None,
+        scheduling_error: row.life.scheduling_error.clone(),
         pool_id: row.pool.as_str().to_owned(),
         job_schedule_id: ScheduleId::of_job(&row.job).map(|id| id.as_str().to_owned()).unwrap_or_default(),
     }
@@ -51,7 +52,7 @@ pub fn schedule(row: &ScheduleRow, now: Timestamp) -> wire::JobSchedule {
     };
     wire::JobSchedule {
         id: row.id.as_str().to_owned(),
-        spec: Some((*row.spec).clone()),
+        spec: Some(wire::JobScheduleSpec { job: row.spec.job.clone().map(without_secrets), ..(*row.spec).clone() }),
         state: events::schedule_state(row.life.state).into(),
         state_transition_time: at(row.life.since),
         previous_state: previous.into(),

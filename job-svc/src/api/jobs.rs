@@ -43,6 +43,8 @@ impl Api {
     ) -> Answer<wire::CreateJobResponse> {
         let spec = request.spec.ok_or_else(|| Error::Missing("spec".to_owned()))?;
         let (job, pool) = spec::check_job(&request.id, &spec)?;
+        let unique = uuid::Uuid::new_v4().to_string();
+        let pool = pool.resolve(&unique).map_err(|why| Error::bad_id("poolInfo", &unique, &why))?;
         let new = NewJob {
             account: account.clone(),
             job,
@@ -178,6 +180,7 @@ impl Api {
             pool: pool.transpose()?,
             on_all_tasks_complete,
             metadata,
+            keep_alive: request.auto_pool_keep_alive,
         };
         let change = JobChange::Update(Box::new(update), encode_job);
         let key = Request { method: "UpdateJob", id: request.request_id };

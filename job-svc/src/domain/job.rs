@@ -16,6 +16,7 @@
 //! made by [`JobState::apply`] inside the transaction, so callers and the
 //! scheduler cannot overwrite each other.
 
+use kiln_proto::common::v1::FailureInfo;
 use kiln_time::Timestamp;
 
 use super::Error;
@@ -160,7 +161,7 @@ impl JobState {
 }
 
 /// The history of a job's state, as its record shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct JobLife {
     /// Where it stands.
     pub state: JobState,
@@ -172,12 +173,30 @@ pub struct JobLife {
     pub end: Option<Timestamp>,
     /// Why it ended; empty before.
     pub terminate_reason: String,
+    /// Why it could not be scheduled: its pool was not made.
+    pub scheduling_error: Option<FailureInfo>,
 }
 
 impl JobLife {
     /// A job that was just created.
     pub fn new(now: Timestamp) -> Self {
-        Self { state: JobState::Active, since: now, previous: None, end: None, terminate_reason: String::new() }
+        Self {
+            state: JobState::Active,
+            since: now,
+            previous: None,
+            end: None,
+            terminate_reason: String::new(),
+            scheduling_error: None,
+        }
+    }
+
+    /// The job after it turned out that it can never run.
+    ///
+    /// # Errors
+    /// If it is ending already.
+    pub fn fail(&self, error: FailureInfo, now: Timestamp) -> Result<Self, Error> {
+        let life = self.apply(&JobEvent::Terminate(String::new()), now)?;
+        Ok(Self { scheduling_error: Some(error), ..life })
     }
 
     /// The job after `event`.

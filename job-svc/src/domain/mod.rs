@@ -2,6 +2,7 @@
 //!
 //! - [`task`]: the state machine of a task and the rule of retries;
 //! - [`job`]: the state machine of a job;
+//! - [`auto_pool`]: pools that jobs bring along;
 //! - [`schedule`]: when a schedule creates its jobs;
 //! - [`dependencies`]: which tasks a task waits for;
 //! - [`exit`]: what the end of a task means for its job and its dependants;
@@ -16,6 +17,7 @@
 //! - [`etag`]: versions of records as clients see them;
 //! - [`error`]: everything that can be refused.
 
+pub mod auto_pool;
 pub mod dependencies;
 pub mod error;
 pub mod etag;

@@ -6,13 +6,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use kiln_ids::{JobId, PoolId, TaskId};
+use kiln_ids::{JobId, TaskId};
 use kiln_proto::common::v1::{EnvironmentSetting, NameValue, OutputFile, ResourceFile, resource_file::Source};
 use kiln_proto::job::v1::{
     JobConstraints, JobSpec, MultiInstanceSettings, OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec,
 };
 use prost::Message;
 
+use super::auto_pool::{self, PoolChoice};
 use super::needs::{MAX_INSTANCES, Needs};
 use super::{Error, dependencies, job_manager, job_tasks};
 
@@ -50,11 +51,12 @@ pub fn affinity_hash(node_id: &str) -> u32 {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
+pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolChoice), Error> {
     let id_checked = JobId::parse(id).map_err(|why| Error::bad_id("id", id, &why))?;
     if !id_checked.is_user_choice() {
         return Err(Error::invalid("id", id, "must have 1 to 64 characters of A-Z a-z 0-9 - _"));
     }
+    auto_pool::check_without_schedule(spec)?;
     Ok((id_checked, check_job_spec(spec)?))
 }
 
@@ -62,11 +64,8 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolId), Error> {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn check_job_spec(spec: &JobSpec) -> Result<PoolId, Error> {
-    if spec.pool_id.is_empty() {
-        return Err(Error::Missing("poolInfo.poolId".to_owned()));
-    }
-    let pool = PoolId::parse(&spec.pool_id).map_err(|why| Error::bad_id("poolInfo.poolId", &spec.pool_id, &why))?;
+pub fn check_job_spec(spec: &JobSpec) -> Result<PoolChoice, Error> {
+    let pool = auto_pool::choice(spec)?;
     if spec.allow_task_preemption {
         return Err(Error::Unsupported("allowTaskPreemption"));
     }

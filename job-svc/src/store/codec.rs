@@ -118,6 +118,8 @@ struct StoredLife {
     end: Option<i64>,
     #[prost(string, tag = "6")]
     terminate_reason: String,
+    #[prost(message, optional, tag = "7")]
+    scheduling_error: Option<FailureInfo>,
 }
 
 /// Of [`Needs`], apart from slots.
@@ -489,6 +491,7 @@ pub fn encode_life(life: &JobLife) -> Vec<u8> {
         previous_since: life.previous.map_or(0, |(_, since)| since.as_micros()),
         end: life.end.map(Timestamp::as_micros),
         terminate_reason: life.terminate_reason.clone(),
+        scheduling_error: life.scheduling_error.clone(),
     };
     stored.encode_to_vec()
 }
@@ -509,5 +512,6 @@ pub fn decode_life(bytes: &[u8]) -> Result<JobLife, StoreError> {
         previous,
         end: stored.end.map(at),
         terminate_reason: stored.terminate_reason,
+        scheduling_error: stored.scheduling_error,
     })
 }

@@ -4,7 +4,7 @@ use kiln_ids::{AccountName, JobId, PoolId, TaskId};
 use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::event::Payload;
 use kiln_proto::events::v1::{JobChanged, JobScheduleChanged, TaskChanged};
-use kiln_proto::job::v1 as wire;
+use kiln_proto::job::v1::{self as wire, AutoPool};
 use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
@@ -57,7 +57,11 @@ pub fn job(
             old_state: old.map_or(wire::JobState::Unspecified, job_state).into(),
             new_state: job_state(row.life.state).into(),
             reason: row.life.terminate_reason.clone(),
-            auto_pool: None,
+            auto_pool: row.spec.auto_pool.as_ref().map(|auto| AutoPool {
+                // Only its creation says what the pool shall be like.
+                pool: auto.pool.clone().filter(|_| event_type == "job.job.created"),
+                ..auto.clone()
+            }),
             job_schedule_id: ScheduleId::of_job(&row.job).map(|id| id.as_str().to_owned()).unwrap_or_default(),
         }),
     }
@@ -74,6 +78,11 @@ pub fn schedule_state(state: ScheduleState) -> wire::JobScheduleState {
     }
 }
 
+/// Whether the pool made for a schedule stays after its end.
+pub fn keeps_pool(row: &ScheduleRow) -> bool {
+    row.spec.job.as_ref().and_then(|job| job.auto_pool.as_ref()).is_some_and(|auto| auto.keep_alive)
+}
+
 /// Something about a schedule; `old` is its state before.
 pub fn schedule(row: &ScheduleRow, event_type: &'static str, old: Option<ScheduleState>, now: Timestamp) -> NewEvent {
     NewEvent {
@@ -88,12 +97,7 @@ pub fn schedule(row: &ScheduleRow, event_type: &'static str, old: Option<Schedul
             new_state: schedule_state(row.life.state).into(),
             reason: String::new(),
             pool_id: row.pool.as_ref().map(|pool| pool.as_str().to_owned()).unwrap_or_default(),
-            keep_alive: row
-                .spec
-                .job
-                .as_ref()
-                .and_then(|job| job.auto_pool.as_ref())
-                .is_some_and(|auto| auto.keep_alive),
+            keep_alive: keeps_pool(row),
         }),
     }
 }

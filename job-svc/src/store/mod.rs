@@ -1,6 +1,6 @@
 //! What job-svc keeps, in its own words.
 //!
-//! [`Store`] and [`ScheduleStore`] have one implementation, [`sqlite`];
+//! [`Store`], [`ScheduleStore`] and [`AutoPoolStore`] have one implementation, [`sqlite`];
 //! `conformance` checks what every implementation has to do. Who writes what:
 //! - adding tasks, creating and changing jobs, and changes of completed tasks
 //!   are transactions of the API handlers;
@@ -14,6 +14,7 @@
 //! changed through [`JobLife::apply`](crate::domain::job::JobLife::apply) inside
 //! the transaction.
 
+pub mod auto_pools;
 pub mod codec;
 pub mod events;
 pub mod model;
@@ -35,6 +36,7 @@ use kiln_time::Timestamp;
 use crate::domain::Error;
 use crate::domain::dependencies::ParentState;
 use crate::domain::subtask::Subtask;
+pub use auto_pools::AutoPoolStore;
 pub use model::*;
 pub use schedules::ScheduleStore;
 

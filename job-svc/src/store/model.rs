@@ -103,6 +103,8 @@ pub struct JobUpdate {
     pub on_all_tasks_complete: Option<OnAllTasksComplete>,
     /// See [`JobSpec`].
     pub metadata: Option<Vec<NameValue>>,
+    /// Whether the pool made for the job stays after its end.
+    pub keep_alive: Option<bool>,
 }
 
 /// A task as it is kept.

@@ -16,3 +16,24 @@ CREATE TABLE job_schedules (
     UNIQUE (account, schedule_key)
 );
 CREATE INDEX job_schedules_due ON job_schedules (look_at) WHERE look_at IS NOT NULL;
+
+-- Pools that jobs and schedules bring along, until pool-svc has answered that
+-- their owner has ended.
+CREATE TABLE auto_pools (
+    account TEXT NOT NULL,
+    pool_key TEXT NOT NULL,
+    pool_id TEXT NOT NULL,
+    -- The job it was made for, and the schedule if it is the schedule's pool.
+    job_id TEXT NOT NULL,
+    schedule_id TEXT,
+    keep_alive INTEGER NOT NULL,
+    -- An encoded kiln.job.v1.AutoPool.
+    spec BLOB NOT NULL,
+    -- Its owner has ended.
+    over INTEGER NOT NULL,
+    -- When to announce it again; NULL: it was answered.
+    announce_at INTEGER,
+    tries INTEGER NOT NULL,
+    PRIMARY KEY (account, pool_key)
+) WITHOUT ROWID;
+CREATE INDEX auto_pools_unanswered ON auto_pools (announce_at) WHERE announce_at IS NOT NULL;

@@ -2,6 +2,7 @@
 #![allow(clippy::large_futures, clippy::unwrap_used)] // test bodies are long; helpers are tests, too
 
 mod agents;
+mod auto_pools;
 mod dependencies;
 mod harness;
 mod jobs;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::event::Payload;
-use kiln_proto::events::v1::{Event, EventBatch, NodeChanged, TaskChanged};
+use kiln_proto::events::v1::{Event, EventBatch, JobChanged, NodeChanged, TaskChanged};
 use kiln_proto::job::v1::TaskState;
 use kiln_proto::pool::v1::NodeState;
 use kiln_proto::time::micros;
@@ -42,7 +42,7 @@ pub(super) fn events(message: &Bytes) -> Result<Vec<(Event, Bytes)>, DecodeError
 }
 
 /// The event as a fact, or why it is none.
-pub(super) fn fact(event: Event, bytes: Bytes) -> Result<Fact, &'static str> {
+pub(super) fn fact(mut event: Event, mut bytes: Bytes) -> Result<Fact, &'static str> {
     for name in [&event.source, &event.account, &event.r#type] {
         if name.is_empty() || name.len() > MAX_NAME {
             return Err("source, account or type is empty or too long");
@@ -52,10 +52,13 @@ pub(super) fn fact(event: Event, bytes: Bytes) -> Result<Fact, &'static str> {
         return Err("the subject is empty or too long");
     }
     let sequence = i64::try_from(event.sequence).ok().filter(|n| *n > 0).ok_or("the sequence is out of range")?;
-    let time = event.time.as_ref().ok_or("the time is missing")?;
+    let time_micros = micros(event.time.as_ref().ok_or("the time is missing")?);
+    if drop_secrets(&mut event) {
+        bytes = event.encode_to_vec().into();
+    }
     Ok(Fact {
         sequence,
-        time_micros: micros(time),
+        time_micros,
         deltas: deltas(&event),
         subject: lower(event.subject),
         source: event.source,
@@ -69,6 +72,15 @@ pub(super) fn fact(event: Event, bytes: Bytes) -> Result<Fact, &'static str> {
 fn lower(text: String) -> String {
     let is_lower = text.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
     if is_lower { text } else { text.to_lowercase() }
+}
+
+/// What a pool shall be like is for pool-svc, and may hold passwords: the log is
+/// open to all who may read events. Says whether there was such a thing.
+fn drop_secrets(event: &mut Event) -> bool {
+    match &mut event.payload {
+        Some(Payload::Job(JobChanged { auto_pool: Some(auto), .. })) => auto.pool.take().is_some(),
+        _ => false,
+    }
 }
 
 fn deltas(event: &Event) -> Vec<Delta> {
@@ -220,6 +232,30 @@ mod tests {
         for broken in [&[0x0a][..], &[0x0a, 0x05, 0x00], &[0xff], &[0x0a, 0x02, 0x0a, 0x09]] {
             assert!(super::events(&Bytes::copy_from_slice(broken)).is_err(), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn passwords_of_pools_are_not_kept() {
+        let users = vec![kiln_proto::pool::v1::UserAccount {
+            name: "ann".into(),
+            password: "hunter2".into(),
+            ..Default::default()
+        }];
+        let pool = Some(kiln_proto::pool::v1::PoolSpec { user_accounts: users, ..Default::default() });
+        let auto_pool = Some(kiln_proto::job::v1::AutoPool { pool, id_prefix: "tmp".into(), ..Default::default() });
+        let event = Event {
+            source: "s/1".into(),
+            account: "a".into(),
+            r#type: "job.job.created".into(),
+            subject: "jobs/j".into(),
+            sequence: 1,
+            time: Some(kiln_proto::time::timestamp(5)),
+            payload: Some(Payload::Job(JobChanged { auto_pool, ..JobChanged::default() })),
+            ..Event::default()
+        };
+        let kept =
+            String::from_utf8_lossy(&fact(event.clone(), event.encode_to_vec().into()).unwrap().bytes).into_owned();
+        assert!(!kept.contains("hunter2") && kept.contains("tmp"), "{kept:?}");
     }
 
     #[test]

@@ -20,6 +20,9 @@ use tonic::{Request, Response, Status};
 
 use crate::core::Core;
 
+pub use convert::pool_name;
+pub use pools::prepare;
+
 /// Largest answer: a page of pools with their settings.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// Largest message of a caller: a pool's settings, or a part of a list of files.

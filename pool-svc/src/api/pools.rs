@@ -16,7 +16,7 @@ use crate::core::{Core, apply_node, repeated};
 use crate::domain::event::PoolFact;
 use crate::domain::node::NodeEvent;
 use crate::domain::pool::{Counts, NewPool};
-use crate::domain::{Event, Pool, Refused};
+use crate::domain::{Event, Pool, PoolName, Refused};
 use crate::store::{Change, Outcome, PoolWrite, Request as StoredRequest, StoreError};
 
 /// Rows of a list that are looked at for one page, if a filter drops most.
@@ -32,18 +32,12 @@ fn check(given: Option<&Precondition>, pool: &Pool) -> Result<(), Error> {
     Ok(())
 }
 
-pub async fn create(core: &Core, request: Request<wire::CreatePoolRequest>) -> Result<wire::CreatePoolResponse, Error> {
-    const METHOD: &str = "CreatePool";
-    let caller = Caller::of(&request)?;
-    let account = caller.service_account()?;
-    let message = request.get_ref();
-    let name = convert::pool_name(account, "id", &message.id)?;
-    if let Some(answer) = core.store.answer(&name.account, METHOD, &message.request_id).await? {
-        return repeated(&answer);
-    }
-    let mut spec = message.spec.clone().ok_or_else(|| Error::missing_property("spec"))?;
+/// A new pool with what is announced about it.
+///
+/// # Errors
+/// Names the field of the specification that is wrong.
+pub fn prepare(name: &PoolName, mut spec: wire::PoolSpec, now: Timestamp) -> Result<(Pool, Vec<Event>), Error> {
     let sizing = validate::spec(&mut spec, "local")?;
-    let now = Timestamp::now();
     let new = NewPool {
         account: name.account.clone(),
         id: name.pool.clone(),
@@ -53,12 +47,28 @@ pub async fn create(core: &Core, request: Request<wire::CreatePoolRequest>) -> R
         settings: spec.encode_to_vec(),
     };
     let pool = Pool::create(new, now);
+    let mut events = vec![Event::pool(&pool, PoolFact::Created, "", now)];
+    if sizing.target.total() > 0 {
+        events.push(Event::pool(&pool, PoolFact::ResizeStarted, "", now));
+    }
+    Ok((pool, events))
+}
+
+pub async fn create(core: &Core, request: Request<wire::CreatePoolRequest>) -> Result<wire::CreatePoolResponse, Error> {
+    const METHOD: &str = "CreatePool";
+    let caller = Caller::of(&request)?;
+    let account = caller.service_account()?;
+    let message = request.get_ref();
+    let name = convert::pool_name(account, "id", &message.id)?;
+    if let Some(answer) = core.store.answer(&name.account, METHOD, &message.request_id).await? {
+        return repeated(&answer);
+    }
+    let spec = message.spec.clone().ok_or_else(|| Error::missing_property("spec"))?;
+    let now = Timestamp::now();
+    let (pool, events) = prepare(&name, spec, now)?;
     let answer = wire::CreatePoolResponse { pool: Some(convert::pool(&pool)?) };
     let mut change = Change::new(name.clone(), now);
-    change.events.push(Event::pool(&pool, PoolFact::Created, "", now));
-    if sizing.target.total() > 0 {
-        change.events.push(Event::pool(&pool, PoolFact::ResizeStarted, "", now));
-    }
+    change.events = events;
     let id = message.request_id.clone();
     change.request = Some(StoredRequest { method: METHOD, id, answer: answer.encode_to_vec() });
     change.pool_write = Some(PoolWrite::Insert(pool));

@@ -254,11 +254,27 @@ fn users(spec: &PoolSpec) -> Result<(), Error> {
     if spec.user_accounts.len() > MAX_ITEMS {
         return Err(Error::invalid_property("user_accounts", spec.user_accounts.len(), "too many users"));
     }
+    let mut seen = std::collections::HashSet::new();
     for user in &spec.user_accounts {
         if user.name.is_empty() {
             return Err(Error::missing_property("user_accounts.name"));
         }
         at_most("user_accounts.name", &user.name, MAX_USER_NAME)?;
+        // They become lines of a node's user database.
+        if user.name.starts_with('-') || user.name.contains([':', '/', ',']) || user.name.contains(char::is_control) {
+            let why = "must not begin with - nor have : / , or control characters";
+            return Err(Error::invalid_property("user_accounts.name", user.name.escape_debug().to_string(), why));
+        }
+        if !seen.insert(user.name.to_lowercase()) {
+            return Err(Error::invalid_property("user_accounts.name", &user.name, "is given twice"));
+        }
+        if user.password.contains([':', '\n', '\0']) {
+            let why = "has a password with : or a line break";
+            return Err(Error::invalid_property("user_accounts.password", &user.name, why));
+        }
+        if common::ElevationLevel::try_from(user.elevation_level).is_err() {
+            return Err(Error::invalid_property("user_accounts.elevation_level", user.elevation_level, "is not known"));
+        }
         if user.uid.is_some() != user.gid.is_some() {
             return Err(Error::invalid_property(
                 "user_accounts.uid",
@@ -321,7 +337,7 @@ mod tests {
     fn specifications_are_checked_field_by_field() {
         let task = |command: &str| StartTask { command_line: command.to_owned(), ..StartTask::default() };
         type Wrong = (&'static str, fn(&mut PoolSpec));
-        let cases: [Wrong; 12] = [
+        let cases: [Wrong; 14] = [
             ("target_dedicated_nodes", |spec| spec.target_dedicated_nodes = -1),
             ("target_low_priority_nodes", |spec| spec.target_low_priority_nodes = 10_001),
             ("task_slots_per_node", |spec| spec.task_slots_per_node = 257),
@@ -345,6 +361,14 @@ mod tests {
             ("user_accounts.name", |spec| {
                 spec.user_accounts =
                     vec![kiln_proto::pool::v1::UserAccount { name: "x".repeat(21), ..Default::default() }];
+            }),
+            ("user_accounts.name", |spec| {
+                let user = |name: &str| kiln_proto::pool::v1::UserAccount { name: name.into(), ..Default::default() };
+                spec.user_accounts = vec![user("Ann"), user("ann")];
+            }),
+            ("user_accounts.name", |spec| {
+                let name = "root::0:0\n".to_owned();
+                spec.user_accounts = vec![kiln_proto::pool::v1::UserAccount { name, ..Default::default() }];
             }),
             ("display_name", |spec| spec.display_name = "x".repeat(1025)),
         ];

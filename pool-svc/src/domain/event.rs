@@ -3,6 +3,7 @@
 use kiln_ids::{AccountName, NodeId, PoolId};
 use kiln_time::Timestamp;
 
+use crate::domain::PoolName;
 use crate::domain::node::{Node, NodeState};
 use crate::domain::pool::{Pool, PoolState};
 
@@ -38,6 +39,13 @@ pub enum Fact {
         current: u32,
         /// Why, or an error code.
         reason: String,
+    },
+    /// To what a job or schedule needs.
+    AutoPool {
+        /// The event's kind.
+        what: AutoPoolFact,
+        /// The job, or the schedule.
+        owner: String,
     },
     /// To one of its nodes.
     Node {
@@ -75,6 +83,22 @@ pub enum PoolFact {
     Deleted,
 }
 
+/// Answers to announcements of pools for jobs and schedules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AutoPoolFact {
+    /// The pool was made.
+    Made,
+    /// The pool could not be made.
+    Failed {
+        /// Azure's word.
+        code: String,
+        /// For people.
+        message: String,
+    },
+    /// The end of the owner is noted; the pool is being deleted, or its user's.
+    Released,
+}
+
 /// Kinds of events of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeFact {
@@ -102,6 +126,16 @@ impl Event {
                 current: pool.current.total(),
                 reason: reason.into(),
             },
+        }
+    }
+
+    /// About the pool `name` of the job or schedule `owner`.
+    pub fn auto_pool(name: &PoolName, owner: &str, what: AutoPoolFact, now: Timestamp) -> Self {
+        Self {
+            time: now,
+            account: name.account.clone(),
+            pool: name.pool.clone(),
+            fact: Fact::AutoPool { what, owner: owner.to_owned() },
         }
     }
 

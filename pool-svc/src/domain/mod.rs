@@ -2,12 +2,14 @@
 //!
 //! - [`pool`]: a pool's record and its two state machines;
 //! - [`node`]: a node's record and its state machine;
+//! - [`auto_pool`]: pools that belong to a job or a schedule;
 //! - [`agent`]: what passes between the service and a node's agent;
 //! - [`plan`]: what has to be done so that a pool becomes what was asked for;
 //! - [`event`]: what is announced about a change;
 //! - [`error`]: why something is refused.
 
 pub mod agent;
+pub mod auto_pool;
 pub mod error;
 pub mod event;
 pub mod node;

@@ -5,10 +5,11 @@ use std::time::Duration;
 use kiln_ids::{AccountName, NodeId, PoolId};
 use kiln_time::Timestamp;
 
+use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::node::NodeState;
 use crate::domain::pool::{Counts, NewPool};
 use crate::domain::{Node, Pool, PoolName};
-use crate::store::{Change, NodeWrite, Outcome, PoolWrite, Request, Store, StoreError};
+use crate::store::{AutoPoolWrite, Change, NodeWrite, Outcome, PoolWrite, Request, Store, StoreError};
 
 const NOW: Timestamp = Timestamp::from_micros(1_763_600_000_000_000);
 
@@ -58,6 +59,7 @@ pub async fn check(store: &impl Store) {
     repeated_requests_get_the_first_answer(store).await;
     lists_are_paged_by_key(store).await;
     counts_are_exact(store).await;
+    owners_of_pools_are_written_once(store).await;
 }
 
 async fn pools_are_found_without_case_and_only_once(store: &impl Store) {
@@ -165,6 +167,31 @@ async fn lists_are_paged_by_key(store: &impl Store) {
     let nodes = store.nodes(&name("page-3"), Some("n-1"), 10).await.unwrap();
     assert_eq!(nodes.len(), 1);
     assert_eq!(nodes[0].id.as_str(), "n-2");
+}
+
+async fn owners_of_pools_are_written_once(store: &impl Store) {
+    let record = |state| AutoPool {
+        name: name("Auto"),
+        owner: "job".into(),
+        state,
+        failure: ("Code".into(), "text".into()),
+        since: NOW,
+    };
+    let commit = |write, pool_write| Change { auto_pool: Some(write), pool_write, ..change("auto") };
+    let insert = || AutoPoolWrite::Insert(record(AutoPoolState::Made));
+    let made = commit(insert(), Some(PoolWrite::Insert(pool("Auto"))));
+    store.commit(made.clone()).await.unwrap();
+    assert_eq!(store.auto_pool(&name("AUTO")).await.unwrap(), Some(record(AutoPoolState::Made)));
+    let gone = PoolWrite::Delete(store.pool(&name("auto")).await.unwrap().unwrap());
+    let again = commit(insert(), Some(gone));
+    assert!(matches!(store.commit(again).await, Err(StoreError::Conflict)));
+    assert!(store.pool(&name("auto")).await.unwrap().is_some(), "nothing of a lost race is written");
+    let over = |expected| commit(AutoPoolWrite::Replace { expected, with: record(AutoPoolState::Over) }, None);
+    assert!(matches!(store.commit(over(AutoPoolState::Failed)).await, Err(StoreError::Conflict)));
+    store.commit(over(AutoPoolState::Made)).await.unwrap();
+    assert_eq!(store.forget_auto_pools(NOW).await.unwrap(), 0);
+    assert_eq!(store.forget_auto_pools(NOW.plus(Duration::from_secs(1))).await.unwrap(), 1);
+    assert!(store.auto_pool(&name("auto")).await.unwrap().is_none());
 }
 
 async fn counts_are_exact(store: &impl Store) {

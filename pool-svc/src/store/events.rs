@@ -1,11 +1,12 @@
 //! Events of the domain in the form that goes over the bus.
 
+use kiln_proto::common::v1::{ErrorCategory, FailureInfo};
 use kiln_proto::events::v1::event::Payload;
-use kiln_proto::events::v1::{NodeChanged, PoolChanged};
+use kiln_proto::events::v1::{AutoPoolFailed, NodeChanged, PoolChanged};
 use kiln_proto::pool::v1 as wire;
 use kiln_store::outbox::NewEvent;
 
-use crate::domain::event::{Event, Fact, NodeFact, PoolFact};
+use crate::domain::event::{AutoPoolFact, Event, Fact, NodeFact, PoolFact};
 use crate::domain::{NodeState, PoolState};
 
 /// The event as the outbox keeps it.
@@ -36,6 +37,26 @@ pub fn to_outbox(event: Event, traceparent: &str) -> NewEvent {
                 reason,
             }),
         ),
+        Fact::AutoPool { what, owner } => {
+            let known = |reason: &str| {
+                Payload::Pool(PoolChanged {
+                    pool_id: pool.to_owned(),
+                    reason: reason.to_owned(),
+                    ..PoolChanged::default()
+                })
+            };
+            let (event_type, payload) = match what {
+                AutoPoolFact::Made => ("pool.auto_pool.made", known("")),
+                AutoPoolFact::Released => ("pool.auto_pool.released", known("its owner has ended")),
+                AutoPoolFact::Failed { code, message } => {
+                    let category = ErrorCategory::User.into();
+                    let failure = Some(FailureInfo { category, code, message, details: Vec::new() });
+                    let failed = AutoPoolFailed { pool_id: pool.to_owned(), job_id: owner, failure };
+                    ("pool.auto_pool.failed", Payload::AutoPoolFailed(failed))
+                }
+            };
+            (format!("pools/{pool}"), event_type, payload)
+        }
         Fact::Node { what, node, old, new, reason, slots, incarnation } => (
             format!("pools/{pool}/nodes/{node}"),
             match what {

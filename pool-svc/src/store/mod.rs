@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use kiln_ids::{AccountName, NodeId, PoolId};
 use kiln_time::Timestamp;
 
+use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::{Event, Node, NodeName, Pool, PoolName};
 
 pub use events::{node_state, pool_state};
@@ -58,6 +59,20 @@ pub enum NodeWrite {
     Delete(NodeId),
 }
 
+/// What is done to the record of a pool that belongs to a job or a schedule.
+#[derive(Debug, Clone)]
+pub enum AutoPoolWrite {
+    /// A new one.
+    Insert(AutoPool),
+    /// Replaces the one in that state.
+    Replace {
+        /// State it must have.
+        expected: AutoPoolState,
+        /// What it is from now on.
+        with: AutoPool,
+    },
+}
+
 /// A client's request, so that its repetition gets the same answer.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -80,6 +95,8 @@ pub struct Change {
     pub pool_write: Option<PoolWrite>,
     /// What happens to records of its nodes.
     pub node_writes: Vec<NodeWrite>,
+    /// What happens to the record that says whose pool it is.
+    pub auto_pool: Option<AutoPoolWrite>,
     /// What is announced.
     pub events: Vec<Event>,
     /// When.
@@ -89,12 +106,24 @@ pub struct Change {
 impl Change {
     /// A change of nothing yet.
     pub fn new(pool: PoolName, now: Timestamp) -> Self {
-        Self { pool, request: None, pool_write: None, node_writes: Vec::new(), events: Vec::new(), now }
+        Self {
+            pool,
+            request: None,
+            pool_write: None,
+            node_writes: Vec::new(),
+            auto_pool: None,
+            events: Vec::new(),
+            now,
+        }
     }
 
     /// Whether nothing would be written.
     pub fn is_empty(&self) -> bool {
-        self.request.is_none() && self.pool_write.is_none() && self.node_writes.is_empty() && self.events.is_empty()
+        self.request.is_none()
+            && self.pool_write.is_none()
+            && self.node_writes.is_empty()
+            && self.auto_pool.is_none()
+            && self.events.is_empty()
     }
 }
 
@@ -159,6 +188,12 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Writes a change, whole or not at all.
     async fn commit(&self, change: Change) -> Result<Outcome, StoreError>;
+
+    /// What is known of a pool that belongs to a job or a schedule.
+    async fn auto_pool(&self, name: &PoolName) -> Result<Option<AutoPool>, StoreError>;
+
+    /// Forgets such pools that were over or failed before `before`.
+    async fn forget_auto_pools(&self, before: Timestamp) -> Result<usize, StoreError>;
 
     /// Forgets answers to old requests; returns how many.
     async fn forget_requests(&self, now: Timestamp) -> Result<usize, StoreError>;

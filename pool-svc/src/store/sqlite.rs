@@ -9,8 +9,11 @@ use kiln_store::{Database, Durability, Migration, StoreError as DatabaseError, o
 use kiln_time::Timestamp;
 use serde::de::DeserializeOwned;
 
+use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::{Node, NodeName, Pool, PoolName};
-use crate::store::{Change, NodeWrite, Outcome, PoolCounts, PoolWrite, StateCounts, Store, StoreError, events};
+use crate::store::{
+    AutoPoolWrite, Change, NodeWrite, Outcome, PoolCounts, PoolWrite, StateCounts, Store, StoreError, events,
+};
 
 const SERVICE: &str = "pool-svc";
 
@@ -18,6 +21,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { version: 1, sql: include_str!("schema.sql") },
     Migration { version: 2, sql: outbox::SCHEMA },
     Migration { version: 3, sql: requests::SCHEMA },
+    Migration { version: 4, sql: include_str!("auto_pools.sql") },
 ];
 
 /// Pools and nodes in `pool-svc.db`.
@@ -216,6 +220,62 @@ fn write_node(connection: &Connection, account: &str, pool: &str, write: &NodeWr
     }
 }
 
+fn select_auto_pool(connection: &Connection, name: &PoolName) -> Result<Option<AutoPool>, StoreError> {
+    let (account, key) = pool_keys(name);
+    let damaged = |what: String| StoreError::Failed(DatabaseError::Damaged(what));
+    let read = |row: &Row<'_>| {
+        let text = |at| row.get::<_, String>(at).map_err(sql);
+        let state = text(2)?;
+        Ok(AutoPool {
+            name: PoolName {
+                account: name.account.clone(),
+                pool: PoolId::parse(&text(0)?).map_err(|why| damaged(why.to_string()))?,
+            },
+            owner: text(1)?,
+            state: AutoPoolState::parse(&state).ok_or_else(|| damaged(format!("auto pool state {state}")))?,
+            failure: (text(3)?, text(4)?),
+            since: Timestamp::from_micros(row.get(5).map_err(sql)?),
+        })
+    };
+    let statement =
+        "SELECT pool_id, owner, state, code, message, since FROM auto_pools WHERE account = ?1 AND pool = ?2";
+    Ok(collect(connection, statement, params![account, key], read)?.pop())
+}
+
+fn write_auto_pool(
+    connection: &Connection,
+    account: &str,
+    pool: &str,
+    write: &AutoPoolWrite,
+) -> Result<(), StoreError> {
+    let execute = |statement: &str, row: &AutoPool, expected: Option<AutoPoolState>| {
+        let (state, expected) = (row.state.name(), expected.map(AutoPoolState::name));
+        let (code, message) = &row.failure;
+        let since = row.since.as_micros();
+        let id = row.name.pool.as_str();
+        connection
+            .prepare_cached(statement)
+            .and_then(|mut statement| {
+                statement.execute(params![account, pool, id, row.owner, state, code, message, since, expected])
+            })
+            .map_err(sql)
+    };
+    one(match write {
+        AutoPoolWrite::Insert(row) => execute(
+            "INSERT INTO auto_pools SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE ?9 IS NULL
+             ON CONFLICT (account, pool) DO NOTHING",
+            row,
+            None,
+        )?,
+        AutoPoolWrite::Replace { expected, with } => execute(
+            "UPDATE auto_pools SET pool_id = ?3, owner = ?4, state = ?5, code = ?6, message = ?7, since = ?8
+             WHERE account = ?1 AND pool = ?2 AND state = ?9",
+            with,
+            Some(*expected),
+        )?,
+    })
+}
+
 fn commit(connection: &Connection, change: Change, traceparent: &str) -> Result<Outcome, StoreError> {
     let (account, pool) = pool_keys(&change.pool);
     if let Some(request) = &change.request {
@@ -224,6 +284,9 @@ fn commit(connection: &Connection, change: Change, traceparent: &str) -> Result<
         }
         let now = change.now.as_micros();
         requests::record(connection, &account, request.method, &request.id, &request.answer, now)?;
+    }
+    if let Some(write) = &change.auto_pool {
+        write_auto_pool(connection, &account, &pool, write)?;
     }
     // Nodes refer to their pool: it is made before them and removed after them.
     let (first, last) = match &change.pool_write {
@@ -360,6 +423,22 @@ impl Store for SqliteStore {
     async fn commit(&self, change: Change) -> Result<Outcome, StoreError> {
         let traceparent = kiln_telemetry::propagation::current_traceparent();
         self.database.write(move |connection| commit(connection, change, &traceparent)).await
+    }
+
+    async fn auto_pool(&self, name: &PoolName) -> Result<Option<AutoPool>, StoreError> {
+        let name = name.clone();
+        self.database.read(move |connection| select_auto_pool(connection, &name)).await
+    }
+
+    async fn forget_auto_pools(&self, before: Timestamp) -> Result<usize, StoreError> {
+        self.database
+            .write(move |connection| {
+                connection
+                    .prepare_cached("DELETE FROM auto_pools WHERE since < ?1 AND state <> 'made'")
+                    .and_then(|mut statement| statement.execute([before.as_micros()]))
+                    .map_err(sql)
+            })
+            .await
     }
 
     async fn forget_requests(&self, now: Timestamp) -> Result<usize, StoreError> {

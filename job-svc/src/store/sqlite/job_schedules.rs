@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use kiln_proto::job::v1::JobScheduleSpec;
+use kiln_proto::job::v1::{JobScheduleSpec, JobSpec};
 use kiln_store::rusqlite::Row;
 use prost::Message;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::domain::auto_pool::{self, is_of_schedule};
 use crate::domain::job::{JobEvent, JobState};
 use crate::domain::schedule::{self, Act, Jobs, REASON_SCHEDULE, ScheduleEvent, ScheduleId, ScheduleState};
 use crate::domain::{etag, schedule_spec};
@@ -110,14 +111,16 @@ fn create(connection: &Connection, new: &NewSchedule, request: &Request) -> Resu
     Ok(Answered::New(row))
 }
 
-fn get(connection: &Connection, account: &AccountName, id: &ScheduleId) -> Result<ScheduleRow, Error> {
-    let found = connection
-        .prepare_cached(&format!("SELECT {COLUMNS} FROM job_schedules WHERE account = ?1 AND schedule_key = ?2"))
-        .map_err(db)?
+fn find(connection: &Connection, account: &AccountName, id: &ScheduleId) -> Result<Option<ScheduleRow>, StoreError> {
+    connection
+        .prepare_cached(&format!("SELECT {COLUMNS} FROM job_schedules WHERE account = ?1 AND schedule_key = ?2"))?
         .query_row(params![account.key(), id.key()], |row| Ok(read(row)))
-        .optional()
-        .map_err(db)?;
-    Ok(found.ok_or_else(|| Error::JobScheduleNotFound(id.as_str().to_owned()))??)
+        .optional()?
+        .transpose()
+}
+
+fn get(connection: &Connection, account: &AccountName, id: &ScheduleId) -> Result<ScheduleRow, Error> {
+    find(connection, account, id)?.ok_or_else(|| Error::JobScheduleNotFound(id.as_str().to_owned()))
 }
 
 fn list(
@@ -275,9 +278,11 @@ fn step(connection: &Connection, row: u64, now: Timestamp) -> Result<Stepped, Er
             let old = row.life.state;
             row.life = row.life.apply(&row.timing, ScheduleEvent::Ended, now)?;
             write(connection, &mut row, None)?;
+            auto_pools::schedule_ended(connection, &row, now)?;
             outbox::append(connection, SERVICE, vec![events::schedule(&row, "job.schedule.state", Some(old), now)])?;
         }
         Some(Act::Remove) => {
+            auto_pools::schedule_ended(connection, &row, now)?;
             connection
                 .prepare_cached("DELETE FROM job_schedules WHERE id = ?1")
                 .map_err(db)?
@@ -298,7 +303,7 @@ fn create_job(connection: &Connection, row: &mut ScheduleRow, due: Timestamp, no
     let new = NewJob {
         account: row.account.clone(),
         job: row.id.job(row.life.created).map_err(damaged)?,
-        pool: PoolId::parse(&spec.pool_id).map_err(damaged)?,
+        pool: pool_of_next_job(row, &spec)?,
         spec,
         traceparent: String::new(),
         now,
@@ -307,6 +312,37 @@ fn create_job(connection: &Connection, row: &mut ScheduleRow, due: Timestamp, no
     let job = super::jobs::insert(connection, &new)?;
     write(connection, row, Some(now))?;
     Ok(job)
+}
+
+/// The schedule's own pool is chosen with its first job, one of a job with each.
+fn pool_of_next_job(row: &mut ScheduleRow, spec: &JobSpec) -> Result<PoolId, Error> {
+    let of_schedule = spec.auto_pool.as_ref().is_some_and(is_of_schedule);
+    if of_schedule && let Some(pool) = &row.pool {
+        return Ok(pool.clone());
+    }
+    let pool = auto_pool::choice(spec)?.resolve(&uuid::Uuid::new_v4().to_string()).map_err(damaged)?;
+    if of_schedule {
+        row.pool = Some(pool.clone());
+    }
+    Ok(pool)
+}
+
+/// The schedule's pool could not be made: its next job gets another one.
+/// Returns the job that waits for it.
+pub(super) fn pool_failed(
+    connection: &Connection,
+    account: &AccountName,
+    schedule: &str,
+    pool: &PoolId,
+) -> Result<Option<JobRow>, StoreError> {
+    let id = ScheduleId::parse(schedule).map_err(|_| damaged(format!("the schedule id {schedule:?}")))?;
+    let Some(row) = find(connection, account, &id)? else { return Ok(None) };
+    if row.pool.as_ref() == Some(pool) {
+        connection
+            .prepare_cached("UPDATE job_schedules SET version = version + 1, life = ?2 WHERE id = ?1")?
+            .execute(params![signed(row.row), encode_life(&row.life, None)])?;
+    }
+    active_job(connection, &row)
 }
 
 /// Applies what the schedule does to one of its jobs; `None` if the job's state

@@ -7,6 +7,7 @@ use kiln_store::rusqlite::Row;
 use prost::Message;
 
 use super::*;
+use crate::domain::auto_pool::is_of_schedule;
 use crate::domain::etag;
 use crate::domain::job::{JobEvent, JobLife, JobState};
 use crate::domain::{job_manager, job_tasks};
@@ -109,6 +110,7 @@ pub(super) fn insert(connection: &Connection, new: &NewJob) -> Result<JobRow, Er
         .map_err(db)?
         .execute([signed(row.row)])
         .map_err(db)?;
+    auto_pools::wanted(connection, &row, new.now)?;
     outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.created", None, new.now, &new.traceparent)])?;
     add_manager(connection, &row, new)?;
     Ok(row)
@@ -295,9 +297,21 @@ fn apply_update(row: &mut JobRow, update: JobUpdate) -> Result<(), Error> {
         }
         spec.on_all_tasks_complete = action.into();
     }
+    if let Some(keep_alive) = update.keep_alive {
+        let own = spec.auto_pool.as_mut().filter(|auto| !is_of_schedule(auto));
+        own.ok_or_else(|| {
+            let field = "poolInfo.autoPoolSpecification.keepAlive";
+            Error::invalid(field, keep_alive, "can be changed if the pool was made for this job alone")
+        })?
+        .keep_alive = keep_alive;
+    }
     if let Some(pool) = update.pool
         && pool != row.pool
     {
+        if spec.auto_pool.is_some() {
+            let why = "the pool was made for the job, which stays on it";
+            return Err(Error::invalid("poolInfo.poolId", pool, why));
+        }
         if row.life.state != JobState::Disabled {
             return Err(Error::JobState {
                 state: row.life.state.name(),
@@ -351,6 +365,7 @@ pub(super) fn system_change(connection: &Connection, write_: &JobWrite, now: Tim
         write(connection, &mut row)?;
         outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.state", Some(old), now, "")])?;
         if row.life.state == JobState::Completed {
+            auto_pools::job_ended(connection, &row, now)?;
             job_schedules::job_ended(connection, &row.account, &row.job)?;
         }
     }

@@ -1,11 +1,12 @@
 //! The [`Store`] in one SQLite file.
 //!
 //! [`jobs`] and [`tasks`] are the API's half, [`schedule`] the scheduler's;
-//! [`job_schedules`] are the schedules that create jobs, [`depends`] is about
-//! tasks that wait for others.
+//! [`job_schedules`] are the schedules that create jobs, [`auto_pools`] the
+//! pools that jobs bring along, [`depends`] is about tasks that wait for others.
 //! Every function here takes the connection of a transaction; [`SqliteStore`]
 //! puts them into one.
 
+mod auto_pools;
 mod depends;
 mod job_schedules;
 mod jobs;

@@ -167,6 +167,7 @@ pub(super) fn remove_job(connection: &Connection, job: u64, now: Timestamp) -> R
     }
     connection.prepare_cached("DELETE FROM jobs WHERE id = ?1")?.execute([signed(job)])?;
     connection.prepare_cached("DELETE FROM counts WHERE job = ?1")?.execute([signed(job)])?;
+    auto_pools::job_ended(connection, &row, now)?;
     job_schedules::job_ended(connection, &row.account, &row.job)?;
     outbox::append(connection, SERVICE, vec![events::job(&row, "job.job.deleted", Some(row.life.state), now, "")])
 }
