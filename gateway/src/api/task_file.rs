@@ -20,7 +20,7 @@ use super::Services;
 use crate::task_file::{Files, ListOptions, Location};
 
 /// First and longest wait between two looks whether a followed task has begun.
-const START_WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+const START_WAIT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(80));
 
 impl Services {
     fn files<T>(&self, request: &Request<T>) -> Result<Files, Status> {
