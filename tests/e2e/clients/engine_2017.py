@@ -39,15 +39,14 @@ def schedules(client):
         "s", batchmodels.Schedule(recurrence_interval=datetime.timedelta(hours=1)),
         batchmodels.JobSpecification(
             batchmodels.PoolInformation(pool_id="p"),
-            on_all_tasks_complete=batchmodels.OnAllTasksComplete.no_action,
-            job_manager_task=batchmodels.JobManagerTask("manager", "sleep 600", run_exclusive=False))))
+            priority=7, on_all_tasks_complete=batchmodels.OnAllTasksComplete.no_action)))
     assert client.job_schedule.exists("s")
     assert not client.job_schedule.exists("none")
     recent = until("the first job is there", lambda: client.job_schedule.get("s").execution_info.recent_job)
     assert recent.id == "s:job-1", recent.id
     assert [job.id for job in client.job.list_from_job_schedule("s")] == ["s:job-1"]
     assert [schedule.id for schedule in client.job_schedule.list()] == ["s"]
-    assert client.job.get(recent.id).job_manager_task.id == "manager"
+    assert client.job.get(recent.id).priority == 7
     client.job_schedule.disable("s")
     assert client.job_schedule.get("s").state == batchmodels.JobScheduleState.disabled
     client.job_schedule.enable("s")

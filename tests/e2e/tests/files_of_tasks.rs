@@ -2,12 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use kiln_client::Client;
+use kiln_e2e::programs::{command, kiln};
 use kiln_e2e::rest::Blobs;
 use kiln_e2e::server::{Server, find_files};
-use kiln_e2e::work::{job, pool, run_task, shell_task};
+use kiln_e2e::work::{add_tasks, job, pool, run_task, shell_task};
+use kiln_e2e::LONG;
 use kiln_proto::common::v1::resource_file::Source;
 use kiln_proto::common::v1::{ExecutionResult, OutputFile, ResourceFile};
 use kiln_proto::job::v1::{Task, TaskSpec};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::ChildStdout;
 
 const BLOCK_BLOB: (&str, &str) = ("x-ms-blob-type", "BlockBlob");
 
@@ -150,5 +154,40 @@ async fn patterns_and_names_that_lead_out_of_the_node() {
     for escaped in find_files(server.dir(), "escaped.txt") {
         assert!(escaped.components().any(|part| part.as_os_str() == "way-out"), "{}", escaped.display());
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_task_writes_is_followed_while_it_runs() {
+    let (server, client, _) = world().await;
+    let go = server.dir().join("go");
+    let script = format!("echo one; until [ -e '{}' ]; do sleep 0.02; done; echo two", go.display());
+    // Who follows may come before the task has a node.
+    job(&client, "follow", "p", &[]).await;
+    let blocker = shell_task("blocker", &script);
+    add_tasks(&client, "follow", vec![blocker, shell_task("behind", "echo three")]).await;
+    let logs = |task: &str| {
+        let mut child = command(&kiln())
+            .args(["logs", "follow", task, "-f"])
+            .envs(server.variables())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines)
+    };
+    let (mut first, mut lines) = logs("blocker");
+    let (mut second, mut lines_behind) = logs("behind");
+    let next = async |lines: &mut Lines<BufReader<ChildStdout>>| {
+        tokio::time::timeout(LONG, lines.next_line()).await.expect("a line comes").unwrap()
+    };
+    // It has not ended, and cannot before this line was seen.
+    assert_eq!(next(&mut lines).await.as_deref(), Some("one"));
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(next(&mut lines).await.as_deref(), Some("two"));
+    assert_eq!(next(&mut lines).await, None);
+    assert_eq!(next(&mut lines_behind).await.as_deref(), Some("three"));
+    assert_eq!(next(&mut lines_behind).await, None);
+    assert!(first.wait().await.unwrap().success() && second.wait().await.unwrap().success());
     server.stop().await;
 }
