@@ -53,9 +53,9 @@ async fn a_queue_that_is_filled_and_a_task_before_it() {
 
 #[tokio::test]
 async fn loads_and_numbers_of_nodes() {
-    let output =
-        command(&kiln()).env_remove("KILN_DATA").args(["bench", "latency", "--load", "20", "--output", "json"]);
-    let output = { output }.output().await.unwrap();
+    let mut load = command(&kiln());
+    load.env_remove("KILN_DATA").args(["bench", "latency", "--load", "20", "--output", "json"]);
+    let output = load.output().await.unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let value: Value = serde_json::from_slice(&output.stdout).unwrap();
     positive(&value["curve"][0], &["offered_per_second", "median_ms", "p99_ms"]);

@@ -2,11 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 use kiln_client::Client;
+use kiln_e2e::LONG;
 use kiln_e2e::programs::{command, kiln};
 use kiln_e2e::rest::Blobs;
 use kiln_e2e::server::{Server, find_files};
 use kiln_e2e::work::{add_tasks, job, pool, run_task, shell_task};
-use kiln_e2e::LONG;
 use kiln_proto::common::v1::resource_file::Source;
 use kiln_proto::common::v1::{ExecutionResult, OutputFile, ResourceFile};
 use kiln_proto::job::v1::{Task, TaskSpec};
