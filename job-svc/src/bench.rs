@@ -109,6 +109,7 @@ fn job() -> JobView {
         ends_with_manager: false,
         default_retries: 0,
         wall_clock_end: None,
+        preemptible: false,
         preparation: None,
     }
 }

@@ -149,9 +149,6 @@ impl Api {
         account: AccountName,
         request: wire::UpdateJobRequest,
     ) -> Answer<wire::UpdateJobResponse> {
-        if request.allow_task_preemption == Some(true) {
-            return Err(Error::Unsupported("allowTaskPreemption").into());
-        }
         if let Some(priority) = request.priority {
             spec::check_priority(priority)?;
         }
@@ -176,6 +173,7 @@ impl Api {
         let update = JobUpdate {
             priority: request.priority,
             max_parallel_tasks: request.max_parallel_tasks,
+            allow_task_preemption: request.allow_task_preemption,
             constraints: request.constraints,
             pool: pool.transpose()?,
             on_all_tasks_complete,

@@ -66,9 +66,6 @@ pub fn check_job(id: &str, spec: &JobSpec) -> Result<(JobId, PoolChoice), Error>
 /// The first thing that is wrong.
 pub fn check_job_spec(spec: &JobSpec) -> Result<PoolChoice, Error> {
     let pool = auto_pool::choice(spec)?;
-    if spec.allow_task_preemption {
-        return Err(Error::Unsupported("allowTaskPreemption"));
-    }
     job_manager::task_of(spec)?;
     job_tasks::check(spec)?;
     check_priority(spec.priority)?;

@@ -106,6 +106,7 @@ pub fn view(row: &JobRow) -> JobView {
         exit_actions: row.spec.on_task_failure() == OnTaskFailure::PerformExitOptionsJobAction,
         ends_with_manager: job_manager::ends_job(&row.spec),
         default_retries: constraints.map_or(0, |constraints| constraints.max_task_retry_count),
+        preemptible: row.spec.allow_task_preemption,
         preparation: job_tasks::rules(&row.spec).map(|rules| {
             // A job that was over before it was deleted has been released.
             let was_over = matches!(row.life.previous, Some((JobState::Completed, _)));

@@ -96,6 +96,8 @@ pub struct JobUpdate {
     /// See [`JobSpec`].
     pub max_parallel_tasks: Option<i32>,
     /// See [`JobSpec`].
+    pub allow_task_preemption: Option<bool>,
+    /// See [`JobSpec`].
     pub constraints: Option<JobConstraints>,
     /// Only while the job is disabled.
     pub pool: Option<PoolId>,

@@ -7,6 +7,7 @@ mod dependencies;
 mod harness;
 mod jobs;
 mod manager;
+mod preemption;
 mod preparation;
 mod schedules;
 mod tasks;

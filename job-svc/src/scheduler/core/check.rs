@@ -26,6 +26,12 @@ impl Core {
             }
         }
         self.check_gangs()?;
+        for (index, claims) in &self.claims {
+            let node = self.nodes.get(*index as usize).and_then(Option::as_ref);
+            if claims.is_empty() || node.is_some_and(|node| node.queued.is_some()) {
+                return Err(format!("node {index} is claimed and open to others"));
+            }
+        }
         for (key, job) in &self.jobs {
             let of_job = |zombie: bool| {
                 self.live.values().filter(|live| live.job == *key && (live.phase == Phase::Zombie) == zombie).count()

@@ -51,6 +51,9 @@ impl Core {
         self.releasing.remove(&key);
         self.drop_dependants(key);
         let Some(job) = self.jobs.remove(&key) else { return };
+        if let Some(priority) = job.soft {
+            self.soft.remove(&(priority, key));
+        }
         self.waiting -= job.ready_count;
         self.forget_waiting(key, job.ready);
         // Nothing should run any more; if it does, the agents' next views tell.
@@ -418,6 +421,7 @@ impl Core {
     /// Puts the job where it belongs among those with something to run.
     pub(super) fn requeue_job(&mut self, key: JobKey) {
         self.dequeue(key);
+        self.note_soft(key);
         let by_creation = self.by_creation;
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let full = job.view.max_parallel.is_some_and(|max| job.running >= max);
@@ -467,6 +471,7 @@ impl Job {
             more_to_come: false,
             linger_until: Duration::ZERO,
             graph: None,
+            soft: None,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! - [`nodes`]: agents, leases, attempts that run;
 //! - [`place`]: which task runs where;
 //! - [`explain`]: why tasks wait, and which wait for ever;
+//! - [`preempt`]: room for what is more urgent;
 //! - [`prep`]: preparation and release of jobs;
 //! - [`gangs`]: attempts with several instances;
 //! - [`shapes`]: the different needs of tasks that wait.
@@ -40,6 +41,7 @@ mod gangs;
 mod jobs;
 mod nodes;
 mod place;
+mod preempt;
 mod prep;
 mod shapes;
 #[cfg(test)]
@@ -119,6 +121,8 @@ pub struct JobView {
     pub default_retries: i32,
     /// When its wall clock runs out.
     pub wall_clock_end: Option<Timestamp>,
+    /// Its tasks may be displaced by those of jobs with a higher priority.
+    pub preemptible: bool,
     /// It prepares its nodes, and may release them.
     pub preparation: Option<Rules>,
 }
@@ -489,6 +493,8 @@ struct Job {
     /// "All complete" was denied: tasks were added that we have not heard of yet.
     more_to_come: bool,
     linger_until: Duration,
+    /// Where it is in [`Core::soft`].
+    soft: Option<i32>,
     prep: Option<Box<Prep>>,
     /// Tasks that wait for others; absent if there are none.
     graph: Option<Box<depends::Graph>>,
@@ -529,6 +535,8 @@ struct Node {
     overbooked: bool,
     /// Attempts that only the agent knows, until they have ended.
     foreign: u32,
+    /// Tasks that were activated again, whose former attempts may be among those.
+    doubtful: Vec<Row>,
     lease_end: Duration,
     /// Where it is in `free`.
     queued: Option<u16>,
@@ -554,6 +562,8 @@ struct Live {
     max_retries: i32,
     affinity: u32,
     phase: Phase,
+    /// Grows with every attempt: the younger the larger.
+    since: u64,
 }
 
 /// What follows when a zombie has gone.
@@ -601,6 +611,10 @@ pub struct Core {
     /// A node has gone or changed: look at all of them.
     judge_all: bool,
     timers: BTreeSet<(Duration, Timer)>,
+    /// Jobs that run tasks which may be displaced, the least important first.
+    soft: BTreeSet<(i32, JobKey)>,
+    /// Nodes on which room is made for a task; nothing else is placed there.
+    claims: BTreeMap<u32, Vec<preempt::Claim>>,
     /// Jobs that wait for their releases.
     releasing: BTreeSet<JobKey>,
     /// Goes up when nodes come, go or change.
@@ -641,6 +655,8 @@ impl Core {
             unjudged: BTreeSet::new(),
             judge_all: false,
             timers: BTreeSet::new(),
+            soft: BTreeSet::new(),
+            claims: BTreeMap::new(),
             releasing: BTreeSet::new(),
             nodes_version: 0,
             waiting: 0,
@@ -694,7 +710,7 @@ impl Core {
             Input::Ended { conn, row, attempt, instance, end, action } => {
                 self.ended(conn, row, (attempt, instance), end, action, now, fx);
             }
-            Input::ForeignEnded { conn } => self.foreign_ended(conn, fx),
+            Input::ForeignEnded { conn } => self.foreign_ended(conn, now, fx),
             Input::JobNode { conn, job, word } => self.heard_of(conn, job, word, now, fx),
             Input::Tick => self.tick(now, fx),
         }

@@ -25,6 +25,7 @@ impl Core {
             rows: Vec::new(),
             held: Held::default(),
             overbooked: false,
+            doubtful: Vec::new(),
             foreign: 0,
             lease_end: now.mono + self.settings.patience,
             queued: None,
@@ -82,6 +83,7 @@ impl Core {
             max_retries: task.max_retries,
             affinity: task.affinity,
             phase,
+            since: self.served,
         };
         self.live.insert(task.row, live);
         if task.needs.instances > 1 {
@@ -119,8 +121,12 @@ impl Core {
         if !self.jobs.contains_key(&key) {
             return;
         }
-        let may_run: Vec<_> = nodes.iter().filter(|(_, name)| !self.is_quiet(name, now)).collect();
+        let (may_run, over): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, name)| !self.is_quiet(name, now));
         let known = self.live.contains_key(&task.row) || self.is_waiting(key, &task);
+        if task.needs.instances > 1 && !known {
+            let lost = |(instance, _): &(u32, _)| InstanceChange::Happened(*instance, SubtaskEvent::Lose);
+            fx.subtasks.extend(over.into_iter().map(|place| (task.row, lost(place))));
+        }
         if may_run.is_empty() || known {
             self.add(key, vec![task], now, fx);
             return;
@@ -129,6 +135,11 @@ impl Core {
             may_run.into_iter().map(|(instance, name)| (*instance, self.node_index(name, now))).collect();
         self.bind_as(key, task, &places, Phase::Zombie);
         self.after.insert(task.row, After::Ready(task));
+        for (_, index) in places {
+            if let Some(node) = self.node(index).filter(|node| node.conn.is_some()) {
+                node.doubtful.push(task.row);
+            }
+        }
     }
 
     /// Whether nothing runs on a node but what we know.
@@ -178,6 +189,9 @@ impl Core {
             // Its view is older than what we know: taking it for the truth would
             // give attempts away that run.
             fx.close.push(conn);
+            // After a reload there may be no node whose lease could run out:
+            // without one what we remember would shut the agent out for ever.
+            self.node_index(name, now);
             return;
         }
         let index = self.node_index(name, now);
@@ -186,6 +200,7 @@ impl Core {
         let old = node.conn.replace(conn);
         node.lease_end = lease_end;
         node.foreign = 0;
+        node.doubtful.clear();
         let here = node.rows.clone();
         if let Some(old) = old {
             self.by_conn.remove(&old);
@@ -436,11 +451,17 @@ impl Core {
         self.settle(live.job, now, fx);
     }
 
-    pub(super) fn foreign_ended(&mut self, conn: Conn, fx: &mut Effects) {
+    pub(super) fn foreign_ended(&mut self, conn: Conn, now: Now, fx: &mut Effects) {
         let Some(index) = self.by_conn.get(&conn).copied() else { return };
         let Some(node) = self.node(index) else { return };
         node.foreign = node.foreign.saturating_sub(1);
         if node.foreign == 0 {
+            // What the agent had beside these it has not: it said all in its hello.
+            for row in std::mem::take(&mut node.doubtful) {
+                if self.live.get(&row).is_some_and(|live| live.phase == Phase::Zombie) {
+                    self.lose(row, index, now, fx);
+                }
+            }
             self.offer_releases(index, fx);
         }
         self.refresh_node(index);
@@ -565,6 +586,7 @@ impl Core {
         // until it has been stopped.
         let alone = node.held.exclusive > 0;
         let usable = node.conn.is_some() && node.status.accepting && free > 0 && node.foreign == 0 && !alone;
+        let usable = usable && !self.claims.contains_key(&index);
         let wanted = usable.then(|| u16::try_from(free).unwrap_or(u16::MAX));
         if wanted == node.queued {
             return;

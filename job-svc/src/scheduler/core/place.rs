@@ -15,7 +15,9 @@ use super::*;
 impl Core {
     /// Fills free slots.
     pub fn place(&mut self, fx: &mut Effects) {
+        self.place_claimed(fx);
         self.fill(fx);
+        self.preempt(fx);
         self.report_hopeless(fx);
     }
 
@@ -44,18 +46,32 @@ impl Core {
                 continue;
             };
             let Some(task) = self.take_next(key, &needs, row) else { break };
-            self.bind(key, task, index);
-            self.requeue_job(key);
-            if let Some(node) = self.nodes[index as usize].as_ref() {
-                let preparing = self.has_to_prepare(key, &node.name);
-                fx.tasks.push((row, key, TaskEvent::Assign { node: node.name.clone(), preparing }));
-                if let Some(conn) = node.conn {
-                    fx.sends.push(Send::Assign(conn, row, task.attempt, 0));
-                }
-            }
+            self.assign(key, task, index, fx);
         }
         for (key, _) in passed {
             self.requeue_job(key);
+        }
+    }
+
+    /// Takes a task out of those that wait, for its next attempt.
+    pub(super) fn take_next(&mut self, key: JobKey, needs: &Needs, row: Row) -> Option<ReadyTask> {
+        let waiting = self.take_ready(key, needs, row)?;
+        self.served += 1;
+        if let Some(job) = self.jobs.get_mut(&key) {
+            job.served = self.served;
+        }
+        Some(ReadyTask { attempt: waiting.attempt + 1, ..waiting })
+    }
+
+    pub(super) fn assign(&mut self, key: JobKey, task: ReadyTask, index: u32, fx: &mut Effects) {
+        self.bind(key, task, index);
+        self.requeue_job(key);
+        if let Some(node) = self.nodes[index as usize].as_ref() {
+            let preparing = self.has_to_prepare(key, &node.name);
+            fx.tasks.push((task.row, key, TaskEvent::Assign { node: node.name.clone(), preparing }));
+            if let Some(conn) = node.conn {
+                fx.sends.push(Send::Assign(conn, task.row, task.attempt, 0));
+            }
         }
     }
 
@@ -72,16 +88,6 @@ impl Core {
         let does = |index: &u32| node(*index).is_some_and(|node| node.fits(needs)) && !is_barred(*index);
         let mut with_room = self.free.range((needs.slots, 0)..).map(|(_, index)| *index);
         if self.pack { with_room.find(does) } else { with_room.rev().find(does) }
-    }
-
-    /// Takes a task out of those that wait, for its next attempt.
-    fn take_next(&mut self, key: JobKey, needs: &Needs, row: Row) -> Option<ReadyTask> {
-        let waiting = self.take_ready(key, needs, row)?;
-        self.served += 1;
-        if let Some(job) = self.jobs.get_mut(&key) {
-            job.served = self.served;
-        }
-        Some(ReadyTask { attempt: waiting.attempt + 1, ..waiting })
     }
 
     /// Places a task with several instances, if there are nodes for all of them.

@@ -23,6 +23,7 @@ pub(super) fn job_view(key: JobKey) -> JobView {
         ends_with_manager: false,
         default_retries: 2,
         wall_clock_end: None,
+        preemptible: false,
         preparation: None,
     }
 }

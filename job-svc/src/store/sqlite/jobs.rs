@@ -280,6 +280,9 @@ fn apply_update(row: &mut JobRow, update: JobUpdate) -> Result<(), Error> {
     if let Some(max) = update.max_parallel_tasks {
         spec.max_parallel_tasks = Some(max);
     }
+    if let Some(allowed) = update.allow_task_preemption {
+        spec.allow_task_preemption = allowed;
+    }
     if let Some(constraints) = update.constraints {
         spec.constraints = Some(constraints);
     }

@@ -199,6 +199,7 @@ impl World {
         self.next_job += 1;
         view.priority = self.rng.random_range(-1..=1);
         view.max_parallel = self.rng.random_bool(0.3).then_some(2);
+        view.preemptible = self.rng.random_bool(0.5);
         view.preparation = self.random_rules();
         self.notes.push_back(Note::JobChanged(view.key));
         self.jobs.insert(view.key, view);
@@ -237,6 +238,10 @@ impl World {
         }
         self.purged.extend(fx.purge.iter());
         for send in &fx.sends {
+            if let Send::StopSeen(conn, token) = send {
+                let foreign = self.seen[conn][*token as usize];
+                self.foreign.entry(*conn).or_default().push(foreign);
+            }
             if let Send::Assign(conn, row, attempt, _) = send
                 && let Some(job) = self.core.live.get(row).map(|live| live.job)
                 && let Some((node, _)) = self.core.node_of(*conn)

@@ -111,7 +111,6 @@ impl World {
                 Send::Release(conn, job) => self.mail_release(conn, job),
                 Send::StopSeen(conn, token) => {
                     let key = self.seen[&conn][token as usize];
-                    self.foreign.entry(conn).or_default().push(key);
                     self.mail(conn, Down::Stop(key));
                 }
             }
