@@ -28,12 +28,17 @@ impl World {
                 let row = self.next_row;
                 let needs = any_needs(&mut self.rng);
                 self.next_row += 1;
-                let task = Task::new(self.now().wall);
-                self.tasks.insert(row, Stored { job, needs, task, finishes: 0, former: None, instances: Vec::new() });
+                self.new_member(job, row);
+                self.insert_task(job, row, needs);
                 ready_with(row, needs)
             })
             .collect();
         self.notes.push_back(Note::Added(job, tasks));
+    }
+
+    pub(super) fn insert_task(&mut self, job: JobKey, row: Row, needs: Needs) {
+        let task = Task::new(self.now().wall);
+        self.tasks.insert(row, Stored { job, needs, task, finishes: 0, former: None, instances: Vec::new() });
     }
 
     pub(super) fn reactivate(&mut self) {
@@ -159,7 +164,8 @@ impl World {
                 _ => self.end_when_complete(),
             },
             88 => self.command(),
-            89 => self.reactivate(),
+            89 if self.rng.random_bool(0.5) => self.reactivate(),
+            89 => self.delete_completed(),
             90 => match self.rng.random_range(0..8) {
                 0 => self.change_job(&JobEvent::Terminate(String::new())),
                 1 => self.change_job(&JobEvent::Delete),

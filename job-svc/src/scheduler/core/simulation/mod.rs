@@ -7,16 +7,18 @@
 //! terminate and delete jobs and tasks and activate them again, and the
 //! scheduler hears of that late. After every step the rules are checked:
 //! no two processes of one task, no slot used twice, no result lost or applied
-//! twice. A seed that fails prints itself; `KILN_SIM_SEED` replays it, and
+//! twice, no task started before all it waits for were satisfied. A seed that fails prints itself; `KILN_SIM_SEED` replays it, and
 //! `KILN_SIM_SEEDS` sets how many are tried.
 //!
 //! - [`agents`]: agents and streams;
 //! - [`store`]: what is durable and what is heard late;
 //! - [`preparation`]: preparations and releases of jobs;
+//! - [`family`]: tasks that wait for others;
 //! - [`accidents`]: what users and fate do.
 
 mod accidents;
 mod agents;
+mod family;
 mod preparation;
 mod store;
 
@@ -25,7 +27,7 @@ use std::collections::{HashSet, VecDeque};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::tests::{LEASE, job_view, name, node_status, ready_with, settings};
+use super::tests::{LEASE, job_view, name, node_status, ready, ready_with, settings};
 use super::*;
 use crate::domain::job::{DisableTasks, JobEvent};
 use crate::domain::task::{AttemptRecord, EndCause, Outcome, Phase as TaskPhase, Task, TaskState};
@@ -61,6 +63,7 @@ enum Note {
     Added(JobKey, Vec<ReadyTask>),
     Reactivated(JobKey, Row),
     JobChanged(JobKey),
+    ParentDeleted(JobKey, Row),
 }
 
 #[derive(Debug, Clone)]
@@ -152,6 +155,7 @@ struct World {
     next_job: JobKey,
     next_conn: Conn,
     next_row: Row,
+    family: family::Family,
     deleted: Vec<Row>,
 }
 
@@ -186,6 +190,7 @@ impl World {
             next_job: 1,
             next_conn: 1,
             next_row: 1,
+            family: family::Family::default(),
             deleted: Vec::new(),
         };
         for _ in 0..3 {
@@ -227,8 +232,10 @@ impl World {
         let mut fx = Effects::default();
         let now = self.now();
         self.core.step(input, now, &mut fx);
+        self.tell_family(&mut fx);
         self.core.place(&mut fx);
         self.core.check().unwrap();
+        self.check_starts(&fx);
         for (conn, sequence) in std::mem::take(&mut fx.grants) {
             self.mail(conn, Down::Grant(sequence));
         }
@@ -275,8 +282,10 @@ impl World {
 
     /// Whether everything has come to its end.
     fn is_done(&self) -> bool {
-        let open = |task: &Stored| match task.task.state.phase() {
+        let stuck = self.stuck();
+        let open = |(row, task): (&Row, &Stored)| match task.task.state.phase() {
             TaskPhase::Completed => false,
+            TaskPhase::Active if stuck.contains(row) => false,
             TaskPhase::Preparing | TaskPhase::Running => true,
             // In a job that has ended they stay as they are.
             TaskPhase::Active => self.jobs[&task.job].state != JobState::Completed,
@@ -284,7 +293,7 @@ impl World {
         let unsettled = |view: &JobView| {
             view.state.is_transitional() || (view.ends_when_complete && view.state != JobState::Completed)
         };
-        !self.tasks.values().any(open)
+        !self.tasks.iter().any(open)
             && !self.jobs.values().any(unsettled)
             && self.agents.iter().all(|agent| agent.results.is_empty() && agent.words.is_empty())
     }
@@ -306,6 +315,9 @@ impl World {
                 }
             }
             self.change_job(&JobEvent::Enable);
+            if round % 20 == 0 {
+                self.supply();
+            }
             while !self.ghosts.is_empty() {
                 self.take_ghost();
             }

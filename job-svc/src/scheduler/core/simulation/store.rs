@@ -25,16 +25,26 @@ impl World {
             Some(Note::Added(job, tasks)) => {
                 let loaded_to = self.loaded_to.get(&job).copied().unwrap_or(0);
                 self.highest = tasks.iter().map(|task| task.row).fold(self.highest, Row::max);
-                let tasks = tasks.into_iter().filter(|task| task.row > loaded_to).collect();
-                self.input(Input::Added { job, tasks });
+                let tasks: Vec<ReadyTask> = tasks.into_iter().filter(|task| task.row > loaded_to).collect();
+                let (dependants, tasks) = self.dependants(job, &tasks);
+                if !tasks.is_empty() || dependants.tasks.is_empty() {
+                    self.input(Input::Added { job, tasks });
+                }
+                self.input(Input::Dependants { job, dependants });
             }
             Some(Note::Reactivated(job, row)) => {
                 let Some(stored) = self.tasks.get(&row) else { return };
                 if stored.task.state != TaskState::Active || self.is_ahead(row) {
                     return;
                 }
-                self.ready_again(job, row);
+                let (dependants, _) = self.dependants(job, &[ready_of(row, &self.tasks[&row])]);
+                let waits = !dependants.tasks.is_empty();
+                self.input(Input::Dependants { job, dependants });
+                if !waits {
+                    self.ready_again(job, row);
+                }
             }
+            Some(Note::ParentDeleted(job, row)) => self.parent_deleted(job, row),
             Some(Note::JobChanged(job)) => match self.jobs.get(&job).cloned() {
                 Some(view) if self.core.has_job(job) => self.input(Input::Job { view, answer: false }),
                 Some(_) if self.purged.contains(&job) => {}
@@ -82,9 +92,14 @@ impl World {
         self.highest = last;
         let job = view.key;
         self.loaded_to.insert(job, last);
+        let rows: Vec<ReadyTask> = again.iter().map(|row| ready_of(*row, &self.tasks[row])).chain(waiting).collect();
+        let (dependants, waiting) = if over { (Dependants::default(), rows) } else { self.dependants(job, &rows) };
+        let waits = |row: &Row| dependants.tasks.iter().any(|new| new.task.row == *row);
+        let again: Vec<Row> = again.into_iter().filter(|row| !waits(row)).collect();
+        let waiting = waiting.into_iter().filter(|task| !again.contains(&task.row)).collect();
         let of_job = self.nodes.iter().filter(|((key, _), _)| *key == job);
         let nodes = of_job.map(|((_, node), on)| (node.clone(), on.clone())).collect();
-        self.input(Input::Loaded { view, ready: waiting, running, nodes, dependants: Dependants::default() });
+        self.input(Input::Loaded { view, ready: waiting, running, nodes, dependants });
         for row in again {
             self.ready_again(job, row);
         }
@@ -175,8 +190,7 @@ impl World {
             }
         }
         for (row, _) in std::mem::take(&mut fx.deleted) {
-            self.tasks.remove(&row);
-            self.deleted.push(row);
+            self.forget_member(row);
         }
         let mut fates = Vec::new();
         for write in std::mem::take(&mut fx.jobs) {
@@ -231,6 +245,7 @@ impl World {
         self.links.clear();
         self.purged.clear();
         self.pending.clear();
+        self.family.started.clear();
         for view in self.jobs.clone().into_values() {
             if view.state != JobState::Completed {
                 self.load_job(view);
