@@ -1,4 +1,4 @@
-//! The time schedules go by, which a test can move.
+//! The time schedules and the age of tasks go by, which a test can move.
 //!
 //! Leases and limits of running tasks go by the machine's own clock: they are
 //! about processes that really run.

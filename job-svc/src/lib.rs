@@ -6,6 +6,7 @@
 //! - [`ticker`]: has job schedules create their jobs, by the time of [`clock`];
 //! - [`auto_pools`]: what pool-svc is told about pools of jobs, and answers;
 //! - [`store`]: what is kept;
+//! - [`aging`]: the end of tasks that are too old;
 //! - [`config`], [`metrics`];
 //! - [`bench`]: measures the core of the scheduler alone.
 //!
@@ -15,6 +16,7 @@
 //! sent. The agent's reports come in on the same stream, are committed, and only
 //! then acknowledged. See [`scheduler::core`] for the promises this keeps.
 
+pub mod aging;
 pub mod api;
 pub mod auto_pools;
 pub mod bench;
@@ -41,6 +43,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::aging::Aging;
 use crate::api::Api;
 use crate::api::schedules::ScheduleApi;
 use crate::api::work::Work;
@@ -66,7 +69,7 @@ pub struct Deps {
     pub cluster_key: Arc<SecretKey>,
     /// Where events go.
     pub bus: Arc<dyn Bus>,
-    /// The time schedules go by.
+    /// The time schedules and the age of tasks go by.
     pub clock: Clock,
 }
 
@@ -97,6 +100,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let forgetting = kiln_telemetry::spawn(forget_loop(shared.clone(), shutdown.clone()));
     let ticker = Ticker { store: Arc::new(store.clone()), registry: registry.clone(), clock: deps.clock.clone() };
     let ticking = kiln_telemetry::spawn(ticker.run(shutdown.clone()));
+    let aging = Aging { store: shared.clone(), registry: registry.clone(), clock: deps.clock.clone() };
+    let aging = kiln_telemetry::spawn(aging.run(shutdown.clone()));
     let pools = Arc::new(store.clone());
     let announcing = kiln_telemetry::spawn(auto_pools::announce(pools.clone(), deps.clock.clone(), shutdown.clone()));
     let answers = kiln_telemetry::spawn(inbox::consume(
@@ -117,7 +122,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     readiness.set(false);
     // Also when the listener failed: nothing may go on without the service.
     shutdown.cancel();
-    for work in [relay, forgetting, ticking, announcing, answers, recovery] {
+    for work in [relay, forgetting, ticking, aging, announcing, answers, recovery] {
         if let Err(error) = work.await {
             tracing::error!(%error, "a loop of job-svc ended unexpectedly");
         }

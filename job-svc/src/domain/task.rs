@@ -36,6 +36,11 @@ pub const MAX_INTERNAL_RETRIES: u32 = 50;
 /// A task that is older than this ends, whatever it does.
 pub const MAX_LIFE: Duration = Duration::from_secs(180 * 24 * 60 * 60);
 
+/// Tasks that were added before this are too old.
+pub fn oldest(now: Timestamp) -> Timestamp {
+    now.minus(MAX_LIFE)
+}
+
 /// What changes about a task as it is run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Task {

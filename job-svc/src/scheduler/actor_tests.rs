@@ -28,7 +28,7 @@ use crate::scheduler::note::{Hello, Report, Up};
 use crate::scheduler::registry::Registry;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{
-    AddTasks, Added, Answered, Counts, Deleted, JobChange, NewJob, NewTask, Numbers, OpenTask, Request,
+    AddTasks, Added, Answered, Counts, Deleted, JobChange, NewJob, NewTask, Numbers, OldTask, OpenTask, Request,
     StoredDependant, TaskUpdate,
 };
 
@@ -154,6 +154,9 @@ impl Store for Faulty {
     }
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error> {
         self.inner.open_tasks(job, after, limit).await
+    }
+    async fn old_tasks(&self, before: Timestamp, after: u64, limit: u32) -> Result<Vec<OldTask>, Error> {
+        self.inner.old_tasks(before, after, limit).await
     }
     async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error> {
         self.inner.dependants(job, after, limit).await

@@ -132,6 +132,7 @@ pub async fn all(store: &impl Store) {
     job_events_are_judged_in_the_transaction(store).await;
     reactivation_and_deletion_of_completed_tasks(store).await;
     what_is_known_of_parents(store).await;
+    old_tasks_of_jobs_that_go_on(store).await;
     nodes_of_a_job_are_remembered(store).await;
     deleted_jobs_leave_nothing(store).await;
 }
@@ -391,6 +392,26 @@ async fn nodes_of_a_job_are_remembered(store: &impl Store) {
     }
     assert_eq!(removed, 3, "a task and two nodes");
     assert_eq!(store.job_nodes(job.row, None, 9).await.unwrap(), []);
+}
+
+async fn old_tasks_of_jobs_that_go_on(store: &impl Store) {
+    let job = create(store, "old").await;
+    let rows = add(store, "old", &["a", "b", "c"]).await;
+    let young = AddTasks { now: at(5000), ..adding("old", &["young"]) };
+    store.add_tasks(young).await.unwrap();
+    let (over, _) = write(&rows[0], TaskEvent::Terminate);
+    store.commit(Commit { tasks: vec![over], ..commit(1) }).await.unwrap();
+    let old = async |before, after| {
+        let found = store.old_tasks(at(before), after, 1000).await.unwrap();
+        found.into_iter().filter(|old| old.job == job.row).map(|old| old.row).collect::<Vec<_>>()
+    };
+    assert_eq!(old(4000, 0).await, [rows[1].row, rows[2].row]);
+    assert_eq!(old(4000, rows[1].row).await, [rows[2].row]);
+    assert_eq!(old(100, 0).await, [0_u64; 0]);
+    let end = JobChange::Event(JobEvent::Terminate("enough".into()), |_| Vec::new());
+    let none = Conditions::default();
+    store.change_job(&account(), &job_id("old"), end, none, Request::default(), at(6000)).await.unwrap();
+    assert_eq!(old(4000, 0).await, [0_u64; 0], "they stay as they are");
 }
 
 /// A job that uses dependencies with a task for each id; given ones wait.

@@ -116,6 +116,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn pool_jobs(&self, account: &AccountName, pool: &PoolId) -> Result<Vec<JobRow>, Error>;
     /// Tasks of a job that wait or run, by row id, after `after`.
     async fn open_tasks(&self, job: u64, after: u64, limit: u32) -> Result<Vec<OpenTask>, Error>;
+    /// Tasks that wait or run in jobs that have not begun to end, added before
+    /// `before`, by row id, after `after`.
+    async fn old_tasks(&self, before: Timestamp, after: u64, limit: u32) -> Result<Vec<OldTask>, Error>;
     /// Tasks of a job that wait for others and have never started, by row id,
     /// after `after`.
     async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error>;

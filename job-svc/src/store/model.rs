@@ -242,6 +242,21 @@ pub struct OpenTask {
     pub node: Option<Arc<NodeId>>,
 }
 
+/// A task that may have become too old.
+#[derive(Debug, Clone)]
+pub struct OldTask {
+    /// Owner.
+    pub account: AccountName,
+    /// Pool of its job.
+    pub pool: PoolId,
+    /// Row of its job.
+    pub job: u64,
+    /// Number of its row.
+    pub row: u64,
+    /// What the scheduler needs of its spec.
+    pub facts: TaskFacts,
+}
+
 /// A task that waits for others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredDependant {

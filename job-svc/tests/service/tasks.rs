@@ -228,6 +228,42 @@ async fn events_tell_the_life_of_a_task_in_order() {
     eventually("done", || async { Some(()) }).await;
 }
 
+#[tokio::test]
+async fn tasks_end_180_days_after_they_were_added() {
+    use std::time::Duration;
+
+    use job_svc::clock::{Clock, ManualClock};
+    use kiln_time::Timestamp;
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    let began = Timestamp::now();
+    let clock = ManualClock::new(began);
+    let service = Service::start_by(Clock::Manual(clock.clone())).await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    client.add("j1", spec("runs")).await;
+    client.add("j1", spec("waits")).await;
+    client.create_job("over", JobSpec::default()).await;
+    client.add("over", spec("stays")).await;
+    let end = TerminateJobRequest { id: "over".into(), ..Default::default() };
+    call!(client, terminate_job, end).unwrap();
+    client.job_becomes("over", JobState::Completed).await;
+    let mut agent = service.agent("n1", 1).await;
+    let key = agent.assignments().await[0].key.clone().unwrap();
+    clock.set(began.plus(DAY * 179));
+    clock.set(began.plus(DAY * 181));
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
+    for task in ["runs", "waits"] {
+        let task = client.task_becomes("j1", task, TaskState::Completed).await;
+        assert_eq!(task.execution.unwrap().failure.unwrap().code, "TaskEnded");
+    }
+    assert_eq!(client.task("over", "stays").await.unwrap().state(), TaskState::Active);
+    // New ones are young.
+    agent.stopped(&key).await;
+    client.add("j1", spec("young")).await;
+    assert_eq!(agent.assignments().await[0].key.as_ref().unwrap().task_id, "young");
+}
+
 /// Tasks a second from submission to the last recorded end, nothing executed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement"]

@@ -228,6 +228,10 @@ impl Store for SqliteStore {
         self.database.read(move |connection| Ok(schedule::open_tasks(connection, job, after, limit)?)).await
     }
 
+    async fn old_tasks(&self, before: Timestamp, after: u64, limit: u32) -> Result<Vec<OldTask>, Error> {
+        self.database.read(move |connection| Ok(schedule::old_tasks(connection, before, after, limit)?)).await
+    }
+
     async fn dependants(&self, job: u64, after: u64, limit: u32) -> Result<Vec<StoredDependant>, Error> {
         self.database.read(move |connection| Ok(depends::dependants(connection, job, after, limit)?)).await
     }

@@ -60,6 +60,33 @@ pub(super) fn open_tasks(
     Ok(found)
 }
 
+/// Tasks are not older than their job, so young jobs are not looked into.
+pub(super) fn old_tasks(
+    connection: &Connection,
+    before: Timestamp,
+    after: u64,
+    limit: u32,
+) -> Result<Vec<OldTask>, StoreError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT j.account, j.pool_id, t.job, t.id, t.slots, t.max_retries, t.affinity, t.needs
+         FROM jobs j JOIN tasks t ON t.job = j.id
+         WHERE j.state NOT IN (5, 6, 7) AND j.created < ?1 AND t.open = 1 AND t.created < ?1 AND t.id > ?2
+         ORDER BY t.id LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![before.as_micros(), signed(after), limit])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(OldTask {
+            account: AccountName::parse(&row.get::<_, String>(0)?).map_err(damaged)?,
+            pool: PoolId::parse(&row.get::<_, String>(1)?).map_err(damaged)?,
+            job: unsigned(row.get(2)?),
+            row: unsigned(row.get(3)?),
+            facts: tasks::facts(row, 4)?,
+        });
+    }
+    Ok(found)
+}
+
 pub(super) fn commit(connection: &Connection, commit: Commit) -> Result<Vec<JobFate>, CommitError> {
     write(connection, commit)
 }
