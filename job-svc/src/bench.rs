@@ -39,37 +39,47 @@ impl Placed {
 /// Places `count` tasks of one slot on `nodes` nodes, each attempt ended before
 /// the next is placed on its slot.
 pub fn placements(count: u64, nodes: usize) -> Placed {
-    placements_of(count, nodes, &[Needs::slots(1)])
+    World::new(count, nodes, &[Needs::slots(1)]).run()
 }
 
-/// As [`placements`], with tasks that have these needs in turn.
-pub fn placements_of(count: u64, nodes: usize, needs: &[Needs]) -> Placed {
-    let mut core = Core::new(Settings { patience: Duration::from_secs(40), linger: Duration::ZERO });
-    let mut fx = Effects::default();
-    for at in 0..nodes {
-        connect(&mut core, at, &mut fx);
-    }
-    let ready = (1..=count).zip(needs.iter().cycle()).map(|(row, needs)| task(row, *needs)).collect();
-    core.step(
-        Input::Loaded { view: job(), ready, running: Vec::new(), nodes: Vec::new(), dependants: Dependants::default() },
-        now(),
-        &mut fx,
-    );
-    let (mut placements, began) = (0, Instant::now());
-    loop {
-        let mut placed = Effects::default();
-        core.place(&mut placed);
-        if placed.sends.is_empty() {
-            return Placed { placements, took: began.elapsed() };
+/// Nodes, and a job with tasks that wait for them.
+#[derive(Debug)]
+pub struct World {
+    core: Core,
+}
+
+impl World {
+    /// Tasks that have these needs in turn.
+    pub fn new(count: u64, nodes: usize, needs: &[Needs]) -> Self {
+        let mut core = Core::new(Settings { patience: Duration::from_secs(40), linger: Duration::ZERO });
+        let mut fx = Effects::default();
+        for at in 0..nodes {
+            connect(&mut core, at, &mut fx);
         }
-        let mut ended = Effects::default();
-        for send in &placed.sends {
-            if let Send::Assign(conn, row, attempt, instance) = send {
-                let end = exit();
-                let (conn, row, attempt, instance) = (*conn, *row, *attempt, *instance);
-                let input = Input::Ended { conn, row, attempt, instance, end, action: JobAction::None };
-                core.step(input, now(), &mut ended);
-                placements += 1;
+        let ready = (1..=count).zip(needs.iter().cycle()).map(|(row, needs)| task(row, *needs)).collect();
+        let (view, dependants) = (job(), Dependants::default());
+        let loaded = Input::Loaded { view, ready, running: Vec::new(), nodes: Vec::new(), dependants };
+        core.step(loaded, now(), &mut fx);
+        Self { core }
+    }
+
+    /// Places all of them, each attempt ended before the next on its slot.
+    pub fn run(mut self) -> Placed {
+        let (mut placements, began) = (0, Instant::now());
+        loop {
+            let mut placed = Effects::default();
+            self.core.place(&mut placed);
+            if placed.sends.is_empty() {
+                return Placed { placements, took: began.elapsed() };
+            }
+            let mut ended = Effects::default();
+            for send in &placed.sends {
+                if let Send::Assign(conn, row, attempt, instance) = send {
+                    let (conn, row, attempt, instance) = (*conn, *row, *attempt, *instance);
+                    let input = Input::Ended { conn, row, attempt, instance, end: exit(), action: JobAction::None };
+                    self.core.step(input, now(), &mut ended);
+                    placements += 1;
+                }
             }
         }
     }
@@ -138,6 +148,6 @@ mod tests {
     fn a_measurement_places_every_task() {
         assert_eq!(placements(100, 3).placements, 100);
         let rich = Needs { memory_bytes: 30 << 30, ..Needs::slots(1) };
-        assert_eq!(placements_of(100, 3, &[Needs::slots(2), rich]).placements, 100);
+        assert_eq!(World::new(100, 3, &[Needs::slots(2), rich]).run().placements, 100);
     }
 }

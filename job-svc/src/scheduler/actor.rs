@@ -580,6 +580,7 @@ impl Batch {
         !self.commit.tasks.is_empty()
             || !self.commit.deleted.is_empty()
             || !self.commit.jobs.is_empty()
+            || !self.commit.subtasks.is_empty()
             || !self.commit.job_nodes.is_empty()
             || !self.commit.events.is_empty()
             || !self.commit.answers.is_empty()

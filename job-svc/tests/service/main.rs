@@ -5,6 +5,7 @@ mod agents;
 mod auto_pools;
 mod dependencies;
 mod harness;
+mod instances;
 mod jobs;
 mod manager;
 mod preemption;

@@ -420,17 +420,32 @@ impl Core {
 
     /// Puts the job where it belongs among those with something to run.
     pub(super) fn requeue_job(&mut self, key: JobKey) {
-        self.dequeue(key);
         self.note_soft(key);
         let by_creation = self.by_creation;
         let Some(job) = self.jobs.get_mut(&key) else { return };
         let full = job.view.max_parallel.is_some_and(|max| job.running >= max);
         if job.view.state != JobState::Active || job.pending || full || job.ready_count == 0 {
+            self.dequeue(key);
             return;
         }
         let share =
             if by_creation { u64::try_from(job.view.created.as_micros()).unwrap_or(0) } else { job.running_slots };
         let order = (-job.view.priority, share, job.served);
+        if let Some(old) = job.queued
+            && job.queued_shapes.iter().eq(job.ready.keys())
+        {
+            // Only its turn has changed, as with most placements and ends.
+            job.queued = Some(order);
+            for shape in job.queued_shapes.iter().filter(|_| order != old) {
+                if let Some(set) = self.eligible.get_mut(shape) {
+                    set.remove(&(old, key));
+                    set.insert((order, key));
+                }
+            }
+            return;
+        }
+        self.dequeue(key);
+        let Some(job) = self.jobs.get_mut(&key) else { return };
         job.queued = Some(order);
         job.queued_shapes.extend(job.ready.keys());
         for shape in &job.queued_shapes {
