@@ -199,6 +199,25 @@ async fn disable_enable_terminate_delete() {
 }
 
 #[tokio::test]
+async fn jobs_that_end_with_their_manager_follow_each_other() {
+    let (service, clock) = service().await;
+    let (client, schedules) = (service.client(), service.schedules());
+    let mut agent = service.agent("n1", 1).await;
+    let manager = JobManagerTask { task: Some(crate::harness::spec("manager")), ..JobManagerTask::default() };
+    let mut spec = every(60);
+    spec.job.as_mut().unwrap().job_manager_task = Some(manager);
+    schedules.create("s", spec).await.unwrap();
+    for hour in 0..3 {
+        clock.set(at(60 * hour));
+        let job = format!("s:job-{}", hour + 1);
+        let key = agent.assignments().await[0].key.clone().unwrap();
+        assert_eq!((&key.job_id, key.task_id.as_str()), (&job, "manager"));
+        agent.end(&key, 0).await;
+        assert_eq!(client.job_becomes(&job, JobState::Completed).await.terminate_reason, "JMComplete");
+    }
+}
+
+#[tokio::test]
 async fn a_single_job_completes_its_schedule() {
     let (service, _clock) = service().await;
     let (client, schedules) = (service.client(), service.schedules());
