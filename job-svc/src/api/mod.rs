@@ -1,7 +1,7 @@
 //! Between the wire and the rest: handlers check, call, convert.
 //!
 //! - [`jobs`], [`tasks`]: the two halves of `JobService`;
-//! - [`schedules`]: `JobScheduleService`;
+//! - [`schedules`]: all of `JobScheduleService`;
 //! - [`work`]: the work stream of the agents;
 //! - [`convert`]: records to messages; [`lists`]: filters and pages.
 
