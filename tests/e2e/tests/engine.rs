@@ -27,3 +27,28 @@ async fn schedules_with_the_sdk_of_2017() {
 async fn preparation_and_release_with_their_status() {
     case("today", "preparation").await;
 }
+
+#[tokio::test]
+async fn dependencies_by_ids_and_ranges() {
+    case("today", "dependencies").await;
+}
+
+#[tokio::test]
+async fn a_task_of_three_instances() {
+    case("today", "instances").await;
+}
+
+#[tokio::test]
+async fn a_pool_made_for_a_job() {
+    case("today", "autopool").await;
+}
+
+#[tokio::test]
+async fn a_job_manager_with_the_sdk_of_today() {
+    case("today", "manager").await;
+}
+
+#[tokio::test]
+async fn a_job_manager_with_the_sdk_of_2017() {
+    case("2017", "manager").await;
+}
