@@ -171,7 +171,7 @@ impl Run {
             id: request.job_id.clone(),
             spec: Some(spec),
         };
-        self.jobs().create_job(with_account(message, &self.account)?).await?;
+        Box::pin(self.jobs().create_job(with_account(message, &self.account)?)).await?;
         Ok(ends_itself)
     }
 

@@ -28,7 +28,7 @@ pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
     let (id, spec) = job_json::read_new(&call.json()?)?;
     let url = call.view().url(&["jobs", &id]);
     let message = CreateJobRequest { request_id: String::new(), id, spec: Some(spec) };
-    let answer = call.backends.jobs().create_job(call.request(message)?).await?.into_inner();
+    let answer = Box::pin(call.backends.jobs().create_job(call.request(message)?)).await?.into_inner();
     Ok(changed(StatusCode::CREATED, answer.job).location(&url))
 }
 

@@ -25,7 +25,8 @@ pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
     let (id, spec) = job_schedule_json::read_new(&call.json()?)?;
     let url = call.view().url(&["jobschedules", &id]);
     let message = CreateJobScheduleRequest { request_id: String::new(), id, spec: Some(spec) };
-    let answer = call.backends.job_schedules().create_job_schedule(call.request(message)?).await?.into_inner();
+    let answer =
+        Box::pin(call.backends.job_schedules().create_job_schedule(call.request(message)?)).await?.into_inner();
     Ok(changed(StatusCode::CREATED, answer.job_schedule).location(&url))
 }
 
@@ -58,12 +59,12 @@ pub(super) async fn exists(call: &Call) -> Result<Reply, Error> {
 
 /// Replaces what is given, each part whole.
 pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
-    update(call, job_schedule_json::read_patch(&call.json()?)?).await
+    Box::pin(update(call, job_schedule_json::read_patch(&call.json()?)?)).await
 }
 
 /// Replaces all that can change.
 pub(super) async fn put(call: &Call) -> Result<Reply, Error> {
-    update(call, job_schedule_json::read_put(&call.json()?)?).await
+    Box::pin(update(call, job_schedule_json::read_put(&call.json()?)?)).await
 }
 
 async fn update(call: &Call, change: Change) -> Result<Reply, Error> {
@@ -75,7 +76,8 @@ async fn update(call: &Call, change: Change) -> Result<Reply, Error> {
         metadata: change.metadata,
         precondition: call.precondition()?,
     };
-    let answer = call.backends.job_schedules().update_job_schedule(call.request(message)?).await?.into_inner();
+    let answer =
+        Box::pin(call.backends.job_schedules().update_job_schedule(call.request(message)?)).await?.into_inner();
     Ok(changed(StatusCode::OK, answer.job_schedule))
 }
 

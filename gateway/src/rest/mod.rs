@@ -180,7 +180,7 @@ impl Rest {
             if let Some(scope) = &job {
                 job_access::check_job(&call.backends, call.account.name.as_str(), scope).await?;
             }
-            dispatch(operation, &call).await
+            Box::pin(dispatch(operation, &call)).await
         };
         tokio::time::timeout(ANSWER_TIME, Box::pin(answer))
             .await

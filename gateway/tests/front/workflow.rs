@@ -38,7 +38,7 @@ async fn run(gateway: &Harness, request: RunRequest) -> Result<(Vec<Progress>, R
 #[tokio::test]
 async fn a_workflow_makes_everything_and_cleans_up() {
     let gateway = Harness::start().await;
-    let (seen, finished) = run(&gateway, request(1_200)).await.unwrap();
+    let (seen, finished) = Box::pin(run(&gateway, request(1_200))).await.unwrap();
     assert!(seen.iter().any(|event| matches!(event, Progress::TasksAdded(added) if added.count == 1_200)), "{seen:?}");
     assert!(seen.iter().any(|event| matches!(event, Progress::PoolReady(ready) if ready.idle_nodes == 2)));
     assert_eq!(finished.counts.unwrap().succeeded, 1_200);
@@ -52,7 +52,7 @@ async fn a_workflow_whose_tasks_are_refused_ends_its_job() {
     let gateway = Harness::start().await;
     let mut bad = request(10);
     bad.tasks[7].command_line.clear();
-    let error = run(&gateway, bad).await.unwrap_err();
+    let error = Box::pin(run(&gateway, bad)).await.unwrap_err();
     assert_eq!(error.reason(), "MissingRequiredProperty");
     assert_eq!(error.details(), [("TaskId".to_owned(), "t7".to_owned())]);
     let reason = gateway.state.jobs.lock().unwrap()["j"].terminate_reason.clone();
@@ -63,9 +63,9 @@ async fn a_workflow_whose_tasks_are_refused_ends_its_job() {
 #[tokio::test]
 async fn a_workflow_needs_its_pool() {
     let gateway = Harness::start().await;
-    let error = run(&gateway, RunRequest { pool: None, ..request(1) }).await.unwrap_err();
+    let error = Box::pin(run(&gateway, RunRequest { pool: None, ..request(1) })).await.unwrap_err();
     assert_eq!(error.reason(), "PoolNotFound");
-    let error = run(&gateway, RunRequest { job_id: String::new(), ..request(1) }).await.unwrap_err();
+    let error = Box::pin(run(&gateway, RunRequest { job_id: String::new(), ..request(1) })).await.unwrap_err();
     assert_eq!(error.reason(), "MissingRequiredProperty");
     assert!(gateway.state.jobs.lock().unwrap().is_empty());
 }

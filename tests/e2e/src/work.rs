@@ -55,7 +55,7 @@ pub async fn job(client: &Client, id: &str, pool_id: &str, environment: &[(&str,
         .collect();
     let spec = JobSpec { pool_id: pool_id.to_owned(), common_environment, ..Default::default() };
     let request = CreateJobRequest { request_id: request_id(), id: id.to_owned(), spec: Some(spec) };
-    client.jobs().create_job(request).await.unwrap();
+    Box::pin(client.jobs().create_job(request)).await.unwrap();
 }
 
 /// A task that runs `script` with the shell.
