@@ -44,7 +44,7 @@ impl Aging {
                 Ok(0) => {}
                 Ok(ended) => tracing::info!(ended, "tasks that were too old were ended"),
                 Err(error) => {
-                    tracing::warn!(%error, retry_in = ?EVERY, "tasks that are too old could not be looked for")
+                    tracing::warn!(%error, retry_in = ?EVERY, "tasks that are too old could not be looked for");
                 }
             }
             tokio::select! {

@@ -156,11 +156,9 @@ impl Api {
             if task.task.state.phase() == Phase::Completed {
                 return Err(Error::TaskCompleted.into());
             }
-            if matches!(job.life.state, JobState::Completed | JobState::Terminating)
-                && task.task.state.phase() == Phase::Active
-            {
-                // It stays as it is for ever.
-                return Err(Error::JobCompleted.into());
+            if task.task.state.phase() == Phase::Active {
+                // In a job that is over it stays as it is for ever.
+                job.life.state.check_add()?;
             }
             match self.command(&job, &task, &key, Note::Terminate).await? {
                 Ok(()) => return Ok(wire::TerminateTaskResponse {}),

@@ -74,16 +74,18 @@ fn options<'a>(conditions: &'a ExitConditions, end: &AttemptEnd) -> Option<&'a E
     }
 }
 
-/// Whether any condition names a job action, which needs a job that performs them.
-pub fn names_job_action(conditions: &ExitConditions) -> bool {
+/// All options of all conditions.
+pub fn all_options(conditions: &ExitConditions) -> impl Iterator<Item = &ExitOptions> {
     let codes = conditions.exit_codes.iter().map(|mapping| mapping.exit_options.as_ref());
     let ranges = conditions.exit_code_ranges.iter().map(|mapping| mapping.exit_options.as_ref());
     let rest = [&conditions.pre_processing_error, &conditions.file_upload_error, &conditions.default];
-    codes
-        .chain(ranges)
-        .chain(rest.into_iter().map(Option::as_ref))
-        .flatten()
-        .any(|options| options.job_action() != WireAction::Unspecified && options.job_action() != WireAction::None)
+    codes.chain(ranges).chain(rest.into_iter().map(Option::as_ref)).flatten()
+}
+
+/// Whether any condition names a job action, which needs a job that performs them.
+pub fn names_job_action(conditions: &ExitConditions) -> bool {
+    let names = |action| action != WireAction::Unspecified && action != WireAction::None;
+    all_options(conditions).any(|options| names(options.job_action()))
 }
 
 #[cfg(test)]

@@ -9,13 +9,14 @@ use std::time::Duration;
 use kiln_ids::{JobId, TaskId};
 use kiln_proto::common::v1::{EnvironmentSetting, NameValue, OutputFile, ResourceFile, resource_file::Source};
 use kiln_proto::job::v1::{
-    JobConstraints, JobSpec, MultiInstanceSettings, OnAllTasksComplete, OnTaskFailure, TaskConstraints, TaskSpec,
+    DependencyAction, JobAction, JobConstraints, JobSpec, MultiInstanceSettings, OnAllTasksComplete, OnTaskFailure,
+    TaskConstraints, TaskSpec,
 };
 use prost::Message;
 
 use super::auto_pool::{self, PoolChoice};
 use super::needs::{MAX_INSTANCES, Needs};
-use super::{Error, dependencies, job_manager, job_tasks};
+use super::{Error, dependencies, exit, job_manager, job_tasks};
 
 /// A task's spec, encoded, may have this many bytes (semantics 4.7).
 pub const MAX_SPEC_BYTES: usize = 1024 * 1024;
@@ -241,6 +242,10 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
         && let Some(range) = conditions.exit_code_ranges.iter().find(|range| range.start > range.end)
     {
         return Err(Error::invalid("exitConditions.exitCodeRanges", range.start, "start is above end"));
+    }
+    for options in spec.exit_conditions.iter().flat_map(exit::all_options) {
+        check_enum::<JobAction>("exitConditions.jobAction", options.job_action)?;
+        check_enum::<DependencyAction>("exitConditions.dependencyAction", options.dependency_action)?;
     }
     let size = spec.encoded_len();
     if size > MAX_SPEC_BYTES {

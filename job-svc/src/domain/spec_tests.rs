@@ -1,6 +1,6 @@
 //! What is refused, and with which word.
 
-use kiln_proto::job::v1::{JobManagerTask, MultiInstanceSettings, TaskDependencies};
+use kiln_proto::job::v1::{ExitConditions, ExitOptions, JobManagerTask, MultiInstanceSettings, TaskDependencies};
 
 use super::*;
 
@@ -67,6 +67,7 @@ fn tasks_that_are_refused() {
                 t.depends_on = Some(TaskDependencies { task_ids: vec!["bad/id".into()], task_id_ranges: vec![] });
             }),
         ),
+        ("InvalidPropertyValue", Box::new(|t| t.exit_conditions = Some(unknown_action()))),
         ("RequestBodyTooLarge", Box::new(|t| t.command_line = "x".repeat(MAX_SPEC_BYTES))),
     ];
     for (at, (expected, change)) in cases.into_iter().enumerate() {
@@ -100,6 +101,10 @@ fn facts_of_a_task() {
     assert_eq!(facts, TaskFacts { needs: Needs::slots(1), max_retries: INHERIT_RETRIES, affinity: 0 });
     let hinted = TaskSpec { affinity_id: "TVM:Node-1".into(), required_slots: 4, ..task() };
     assert_eq!(check_task(&hinted).unwrap().1.affinity, affinity_hash("node-1"));
+}
+
+fn unknown_action() -> ExitConditions {
+    ExitConditions { default: Some(ExitOptions { job_action: 0, dependency_action: 77 }), ..ExitConditions::default() }
 }
 
 #[test]

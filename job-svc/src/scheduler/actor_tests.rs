@@ -28,8 +28,8 @@ use crate::scheduler::note::{Hello, Report, Up};
 use crate::scheduler::registry::Registry;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{
-    AddTasks, Added, Answered, Counts, Deleted, JobChange, NewJob, NewTask, Numbers, OldTask, OpenTask, Request,
-    StoredDependant, TaskUpdate,
+    AddTasks, Added, Answered, Counts, Deleted, JobChange, JobRow, NewJob, NewTask, Numbers, OldTask, OpenTask,
+    Request, StoredDependant, TaskUpdate,
 };
 
 /// How a commit fails.

@@ -2,8 +2,9 @@
 //!
 //! - [`core`]: what to do, as a pure function of what happened;
 //! - [`actor`]: does it, one actor for each pool; [`intake`] understands what it
-//!   is told, [`absorb`] turns decisions into writes and messages, [`parents`]
-//!   finds out for tasks that wait for others where those stand;
+//!   is told, [`absorb`] turns decisions into writes and messages, [`load`] reads what
+//!   there is to do, [`parents`] finds out for tasks that wait for others where
+//!   those stand;
 //! - [`registry`]: finds the actor of a pool;
 //! - [`note`], [`link`], [`cache`], [`job_info`]: messages to the actor, streams
 //!   to agents, tasks at hand, what it keeps of jobs.
@@ -16,6 +17,7 @@ mod instances;
 mod intake;
 pub mod job_info;
 pub mod link;
+mod load;
 pub mod note;
 mod parents;
 pub mod registry;

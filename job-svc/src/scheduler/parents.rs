@@ -14,6 +14,7 @@ use super::core::depends::blocked::Cause;
 use super::core::depends::{Graph, NewDependant, News, NumberNews, ParentNews};
 use super::core::{Dependants, Input, JobKey, ReadyTask, Row, WaitReason};
 use super::intake::ready_task;
+use super::load::LOAD_PAGE;
 use crate::domain::dependencies::{Dependencies, ParentState, number_of};
 use crate::domain::exit;
 use crate::domain::job::JobState;
@@ -22,8 +23,6 @@ use crate::store::{JobRow, Numbers, ParentWrite, StoredDependant, TaskRow};
 
 /// Ids or ranges of one read at most.
 const READ: usize = 10_000;
-/// Dependants of one read at most.
-const LOAD_PAGE: u32 = 20_000;
 
 /// What was decided about tasks that others may wait for and is not durable, by
 /// job and key.

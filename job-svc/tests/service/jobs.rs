@@ -231,3 +231,104 @@ async fn a_task_that_is_given_up_acts_on_its_job_as_other_failures() {
     let job = client.job_becomes("j1", JobState::Completed).await;
     assert_eq!(job.terminate_reason, "TaskFailed");
 }
+
+/// A job with one running and one waiting task, whose agent keeps quiet.
+async fn job_with_two(client: &Client, agent: &mut Agent, id: &str) -> AttemptKey {
+    client.create_job(id, JobSpec::default()).await;
+    client.add(id, spec("runs")).await;
+    let key = agent.assignments().await[0].key.clone().unwrap();
+    client.add(id, TaskSpec { required_slots: 9, ..spec("waits") }).await;
+    key
+}
+
+#[tokio::test]
+async fn what_a_job_refuses_depends_on_its_state() {
+    let service = Service::start().await;
+    let client = service.client();
+    let mut agent = service.agent("n1", 4).await;
+    assert_eq!(reason(call!(client, create_job, CreateJobRequest::default()).unwrap_err()), "MissingRequiredProperty");
+    let ending = job_with_two(&client, &mut agent, "ending").await;
+    job_with_two(&client, &mut agent, "going").await;
+    for id in ["over", "off"] {
+        client.create_job(id, JobSpec::default()).await;
+    }
+    let terminate = |id: &str| TerminateJobRequest { id: id.into(), ..Default::default() };
+    call!(client, terminate_job, terminate("over")).unwrap();
+    client.job_becomes("over", JobState::Completed).await;
+    call!(client, disable_job, DisableJobRequest { id: "off".into(), ..Default::default() }).unwrap();
+    client.job_becomes("off", JobState::Disabled).await;
+    call!(client, terminate_job, terminate("ending")).unwrap();
+    call!(client, delete_job, DeleteJobRequest { id: "going".into(), ..Default::default() }).unwrap();
+    for (job, expected) in [
+        ("ending", "JobBeingTerminated"),
+        ("over", "JobCompleted"),
+        ("going", "JobBeingDeleted"),
+        ("none", "JobNotFound"),
+    ] {
+        let add = AddTaskRequest { job_id: job.into(), task: Some(spec("new")), ..Default::default() };
+        let update = UpdateJobRequest { id: job.into(), priority: Some(1), ..Default::default() };
+        let disable = DisableJobRequest { id: job.into(), ..Default::default() };
+        let enable = EnableJobRequest { id: job.into(), ..Default::default() };
+        let refused = [
+            reason(call!(client, add_task, add).unwrap_err()),
+            reason(call!(client, update_job, update).unwrap_err()),
+            reason(call!(client, disable_job, disable).unwrap_err()),
+            reason(call!(client, enable_job, enable).unwrap_err()),
+            reason(call!(client, terminate_job, terminate(job)).unwrap_err()),
+        ];
+        assert_eq!(refused, [expected; 5], "{job}");
+    }
+    for (job, expected) in [("ending", "JobBeingTerminated"), ("going", "JobBeingDeleted")] {
+        let task = || (job.to_owned(), "waits".to_owned());
+        let (job_id, task_id) = task();
+        let end = TerminateTaskRequest { job_id, task_id, ..Default::default() };
+        let (job_id, task_id) = task();
+        let update = UpdateTaskRequest { job_id, task_id, ..Default::default() };
+        let (job_id, _) = task();
+        let again = ReactivateTaskRequest { job_id, task_id: "runs".into(), ..Default::default() };
+        let refused = [
+            reason(call!(client, terminate_task, end).unwrap_err()),
+            reason(call!(client, update_task, update).unwrap_err()),
+            reason(call!(client, reactivate_task, again).unwrap_err()),
+        ];
+        assert_eq!(refused, [expected; 3], "{job}");
+    }
+    // Tasks can be added to a job that is disabled, and wait there.
+    client.add("off", spec("t")).await;
+    let explain = ExplainTaskRequest { job_id: "off".into(), task_id: "t".into() };
+    assert_eq!(call!(client, explain_task, explain).unwrap().reason, "JobNotActive");
+    agent.stopped(&ending).await;
+    client.job_becomes("ending", JobState::Completed).await;
+}
+
+#[tokio::test]
+async fn priority_and_limit_of_a_running_job_take_effect_at_once() {
+    let service = Service::start().await;
+    let client = service.client();
+    let mut agent = service.agent("n1", 1).await;
+    for id in ["first", "second"] {
+        client.create_job(id, JobSpec::default()).await;
+        for task in ["a", "b"] {
+            client.add(id, spec(task)).await;
+        }
+    }
+    let key = agent.assignments().await[0].key.clone().unwrap();
+    assert_eq!(key.job_id, "first");
+    let update = UpdateJobRequest { id: "second".into(), priority: Some(5), ..Default::default() };
+    call!(client, update_job, update).unwrap();
+    agent.end(&key, 0).await;
+    let key = agent.assignments().await[0].key.clone().unwrap();
+    assert_eq!(key.job_id, "second");
+    let limit = |max| UpdateJobRequest { id: "second".into(), max_parallel_tasks: Some(max), ..Default::default() };
+    assert_eq!(reason(call!(client, update_job, limit(0)).unwrap_err()), "InvalidPropertyValue");
+    call!(client, update_job, limit(1)).unwrap();
+    // A second slot: the limit gives it to the other job.
+    let mut more = service.agent("n2", 2).await;
+    let other = more.assignments().await[0].key.clone().unwrap();
+    assert_eq!((other.job_id.as_str(), other.task_id.as_str()), ("first", "b"));
+    let explain = ExplainTaskRequest { job_id: "second".into(), task_id: "b".into() };
+    assert_eq!(call!(client, explain_task, explain).unwrap().reason, "MaxParallelTasks");
+    call!(client, update_job, limit(-1)).unwrap();
+    let last = more.assignments().await[0].key.clone().unwrap();
+    assert_eq!((last.job_id.as_str(), last.task_id.as_str()), ("second", "b"));
+}

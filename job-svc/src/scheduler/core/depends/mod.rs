@@ -5,7 +5,7 @@
 //! nothing. What happens to parents is told ([`Graph::hear`], [`Graph::learn`]);
 //! what follows for the tasks comes out as [`Change`]s.
 //!
-//! - [`numbers`]: ranges;
+//! - [`numbers`]: sets of numbers, and who waits for a range of them;
 //! - [`blocked`]: tasks that can never run as things are, and why.
 
 pub mod blocked;
