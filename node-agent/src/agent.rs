@@ -2,9 +2,11 @@
 //!
 //! - here: registration, contact, the ledger of tasks, the end of the life;
 //! - [`drain`]: whether the node takes tasks;
+//! - [`line`]: tasks that wait for a free slot;
 //! - [`view`]: what others see of the node.
 
 mod drain;
+pub mod line;
 mod view;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,7 +26,7 @@ use crate::confine::Confiner;
 use crate::domain::attempt::{Attempt, Effect, Ended, Event, Rejected, StopCause};
 use crate::domain::environment::NodeFacts;
 use crate::domain::lease::Lease;
-use crate::domain::ledger::{Assigned, Key, Ledger};
+use crate::domain::ledger::{Key, Ledger};
 use crate::instance::Proceeds;
 use crate::job_tasks::Jobs;
 use crate::machine::Machine;
@@ -100,6 +102,8 @@ pub struct Agent {
     pub control_due: Notify,
     /// Counters changed; pool-svc may hear of it a moment later.
     pub control_soon: Notify,
+    /// An attempt stands in line, the first.
+    line_began: Notify,
     /// An attempt or the start task has ended.
     pub ended: Notify,
     /// Tasks are stopped: the loops say goodbye and end.
@@ -115,7 +119,9 @@ struct State {
     ledger: Ledger,
     lease: Lease,
     last_contact: Duration,
+    /// Of all live attempts, with the slots that they hold.
     stops: HashMap<Key, (CancellationToken, i32)>,
+    line: VecDeque<line::Waiting>,
     phase: AgentPhase,
     start_task_live: bool,
     work_connected: bool,
@@ -159,6 +165,7 @@ impl Agent {
             lease: Lease::new(DEFAULT_LEASE),
             last_contact: clock::since_boot(),
             stops: HashMap::new(),
+            line: VecDeque::new(),
             phase: AgentPhase::Starting,
             start_task_live: false,
             work_connected: false,
@@ -191,6 +198,7 @@ impl Agent {
             work_due: Notify::new(),
             control_due: Notify::new(),
             control_soon: Notify::new(),
+            line_began: Notify::new(),
             ended: Notify::new(),
             closing: CancellationToken::new(),
             registration: RwLock::default(),
@@ -269,30 +277,13 @@ impl Agent {
         work(&mut state.ledger, &mut state.lease)
     }
 
-    /// An assignment has arrived; gives the way to stop its attempt, or `None`
-    /// if the attempt is known already. With `waits` it begins later.
-    pub fn assign(&self, key: &Key, slots: i32, waits: bool) -> Option<CancellationToken> {
-        let stop = CancellationToken::new();
-        {
-            let mut state = self.state();
-            let now = Timestamp::now();
-            if state.ledger.assign(key, waits, now) == Assigned::Known {
-                return None;
-            }
-            state.stops.insert(key.clone(), (stop.clone(), slots.max(1)));
-            state.total_run = state.total_run.saturating_add(1);
-            remember(&mut state.recent, key, "running", Some(timestamp(now)), None);
-        }
-        self.work_due.notify_one();
-        self.control_soon.notify_one();
-        Some(stop)
-    }
-
     /// Something happened to an attempt; does what follows for it. Gives the
     /// state of the attempt afterwards.
     pub fn apply(&self, key: &Key, event: Event) -> Option<Attempt> {
-        let (result, next) = {
+        let (result, next, wakes) = {
             let mut state = self.state();
+            // While others stand in line, the first report of several wakes the work loop.
+            let wakes = state.line.is_empty() || !state.ledger.has_reports();
             let result = state.ledger.apply(key, event, Timestamp::now());
             let next = state.ledger.get(key).cloned();
             if let Some(Attempt::Ended(ended)) = &next
@@ -307,11 +298,13 @@ impl Agent {
             {
                 stop.cancel();
             }
-            (result, next)
+            (result, next, wakes)
         };
         match result {
-            Ok(Some(Effect::Report)) => self.work_due.notify_one(),
-            Ok(_) => {}
+            Ok(Some(Effect::Report)) if wakes => self.work_due.notify_one(),
+            // One that stands in line has nobody else to end it.
+            Ok(Some(Effect::Kill)) => self.leave_line(key),
+            Ok(Some(Effect::Report | Effect::None) | None) => {}
             Err(Rejected { state, event }) => {
                 tracing::debug!(
                     job.id = &*key.job,
@@ -341,8 +334,15 @@ impl Agent {
         self.check_drained();
     }
 
+    /// Whatever there is to report is sent now.
+    pub fn tell_reports(&self) {
+        self.state().ledger.tell();
+        self.work_due.notify_one();
+    }
+
     /// Stops every attempt.
     pub fn stop_all(&self, cause: StopCause) {
+        self.give_line_back();
         for key in self.with_work(|ledger, _| ledger.live_keys()) {
             self.apply(&key, Event::Stop(cause));
         }

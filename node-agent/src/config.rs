@@ -68,6 +68,8 @@ pub struct Settings {
     pub transfer_tries: u32,
     /// `PATH` of task processes.
     pub task_path: String,
+    /// So long an attempt that was assigned ahead waits for a slot, before it is given back.
+    pub line_patience: Duration,
 }
 
 impl Default for Settings {
@@ -84,6 +86,7 @@ impl Default for Settings {
                 .ok()
                 .filter(|path| !path.is_empty())
                 .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            line_patience: Duration::from_millis(250),
         }
     }
 }
@@ -147,6 +150,7 @@ impl RawConfig {
             transfer_idle: idle,
             transfer_tries: self.transfer_tries.unwrap_or(defaults.transfer_tries).clamp(1, 100),
             task_path: self.task_path.unwrap_or(defaults.task_path),
+            line_patience: defaults.line_patience,
         })
     }
 }

@@ -238,19 +238,15 @@ impl Confined {
         }
     }
 
-    /// Starts a process in the place.
+    /// Starts a process in the place. Blocks for as long as the system takes.
     ///
     /// # Errors
     /// `CommandProgramNotFound` or `CommandLaunchFailed`.
-    pub async fn start(&self, agent: &Agent, launch: Launch, marker: &str) -> Result<Running, Failure> {
+    pub fn start(&self, agent: &Agent, launch: Launch, marker: &str) -> Result<Running, Failure> {
         if self.place == Place::default() {
-            return run_process::start(&agent.supervisor, launch, marker.to_owned()).await;
+            return run_process::start(&agent.supervisor, launch, marker);
         }
-        let (supervisor, place, marker) = (agent.supervisor.clone(), self.place.clone(), marker.to_owned());
-        let shim = agent.confiner.shim.clone();
-        tokio::task::spawn_blocking(move || shim::start(&supervisor, &shim, launch, &place, &marker))
-            .await
-            .unwrap_or_else(|error| Err(Failure::server("CommandLaunchFailed", error.to_string())))
+        shim::start(&agent.supervisor, &agent.confiner.shim, launch, &self.place, marker)
     }
 
     /// As [`run_process::wait`]; tells, too, which limit was broken.

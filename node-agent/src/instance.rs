@@ -143,7 +143,7 @@ async fn coordinate(
         working_dir: coordination.working_dir.to_owned(),
         output: Output { stdout: copy(&coordination.output.stdout)?, stderr: copy(&coordination.output.stderr)? },
     };
-    let running = coordination.confined.start(agent, launch, coordination.marker).await?;
+    let running = coordination.confined.start(agent, launch, coordination.marker)?;
     let timer = async {
         match coordination.limit {
             Some(limit) => tokio::time::sleep(limit).await,

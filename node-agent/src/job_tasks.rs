@@ -22,6 +22,7 @@ use crate::domain::job_tasks::{Action, JobTasks, Kind, Preparation as State, Wor
 use crate::domain::ledger::Key;
 use crate::domain::node_task::Run;
 use crate::node_task::{self, NodeTask};
+use crate::run_process::on_own_thread;
 use crate::wire;
 
 /// A release task holds the end of its job up for at most this long.
@@ -135,7 +136,8 @@ pub fn join(agent: &Arc<Agent>, key: &Key, assignment: &Assignment) {
     let (_, action) = agent.jobs.inner().tasks.join(number, &key.job, key, preparation.done);
     if action == Some(Action::Prepare) {
         let stop = agent.jobs.stop_token(number, Kind::Preparation);
-        kiln_telemetry::spawn(prepare(agent.clone(), number, key.job.clone(), preparation.clone(), stop));
+        let work = prepare(agent.clone(), number, key.job.clone(), preparation.clone(), stop);
+        kiln_telemetry::spawn(on_own_thread(work));
     }
 }
 
@@ -180,7 +182,7 @@ fn act(agent: &Arc<Agent>, number: u64, action: Option<Action>) {
             let asked = agent.jobs.inner().pending.remove(&number);
             if let Some(asked) = asked {
                 let stop = agent.jobs.stop_token(number, Kind::Release);
-                kiln_telemetry::spawn(run_release(agent.clone(), asked, stop));
+                kiln_telemetry::spawn(on_own_thread(run_release(agent.clone(), asked, stop)));
             }
         }
     }

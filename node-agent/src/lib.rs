@@ -166,6 +166,7 @@ async fn live(
     let control = kiln_telemetry::spawn(control::control_loop(agent.clone(), channel, registered.clone()));
     let watch = kiln_telemetry::spawn(work::watch_lease(agent.clone()));
     let retention = kiln_telemetry::spawn(retention::retention_loop(agent.clone()));
+    let line = kiln_telemetry::spawn(agent::line::watch_line(agent.clone()));
     let worker = agent.clone();
     let work = kiln_telemetry::spawn(async move {
         tokio::select! {
@@ -185,7 +186,7 @@ async fn live(
     stop_tasks(&agent).await;
     agent.closing.cancel();
     let loops = async {
-        for result in [control.await, work.await, watch.await, retention.await] {
+        for result in [control.await, work.await, watch.await, retention.await, line.await] {
             if let Err(error) = result {
                 tracing::error!(%error, "a loop of the agent has failed");
             }

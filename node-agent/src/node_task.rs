@@ -49,7 +49,7 @@ pub struct NodeTask<'a> {
 }
 
 /// Runs the task until it succeeds, has no retries left, or `stop` is
-/// cancelled. Every change is `told`.
+/// cancelled. Every change is `told`. Needs [a thread of its own](run_process::on_own_thread).
 pub async fn run(agent: &Arc<Agent>, task: &NodeTask<'_>, stop: &CancellationToken, mut told: impl FnMut(&Run)) -> Run {
     let mut run = Run::begin(Timestamp::now());
     let mut pause = FIRST_PAUSE;
@@ -92,7 +92,7 @@ async fn run_once(
     let stopped = || Failure::server("TaskEnded", "the task was stopped, with its job or with the agent");
     let whom = agent.confiner.whom(agent, task.identity)?;
     agent.confiner.close(&task.dir)?;
-    let Place { dir, working_dir, output } = run_process::prepare(&agent.root, task.dir.clone()).await?;
+    let Place { dir, working_dir, output } = run_process::prepare(&agent.root, task.dir.clone())?;
     let registration = agent.registration();
     tokio::select! {
         fetched = agent.input.fetch_all(task.resource_files, &working_dir, &registration.blob_endpoint) => fetched?,
@@ -112,7 +112,7 @@ async fn run_once(
     let asked = Asked { whom, resources: None, is_open: true, dir: &dir };
     let confined = Confined::enter(&agent.confiner, &asked)?;
     let launch = Launch { command_line: task.command_line.to_owned(), environment, working_dir, output };
-    let running = confined.start(agent, launch, &task.marker).await?;
+    let running = confined.start(agent, launch, &task.marker)?;
     let mut expired = false;
     let (code, _) = confined.wait(running, stop, task.limit, || expired = true).await;
     drop(confined);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kiln_ids::TaskId;
 use kiln_proto::job::v1::{Assignment, MultiInstanceSettings};
@@ -24,6 +25,10 @@ use crate::run_process::{self, Place};
 use crate::stage::output::Job;
 use crate::wire;
 
+/// For so long the attempt's own thread waits for the process itself, and nobody is told that
+/// it has begun. A stop may come later by as much.
+const BRIEF: Duration = Duration::from_millis(20);
+
 /// A process that runs, and what is needed after its end.
 struct Started {
     running: Running,
@@ -35,7 +40,8 @@ struct Started {
     environment: BTreeMap<String, String>,
 }
 
-/// Runs the attempt; every step is told to the ledger.
+/// Runs the attempt; every step is told to the ledger. Needs [a thread of its
+/// own](run_process::on_own_thread).
 pub async fn run_attempt(agent: Arc<Agent>, key: Key, assignment: Assignment, stop: CancellationToken) {
     let span = tracing::info_span!(
         "task.attempt",
@@ -79,12 +85,16 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
             return stop.is_cancelled();
         }
     };
-    let Started { running, confined, held, dir, working_dir, environment } = started;
+    let Started { mut running, confined, held, dir, working_dir, environment } = started;
     agent.apply(key, Event::Started);
     let spec = assignment.spec.as_ref();
     let limit = spec.and_then(|spec| spec.constraints.as_ref()?.max_wall_clock_time.as_ref());
+    let limit = wire::limit(limit);
+    if running.wait_briefly(limit.map_or(BRIEF, |limit| limit.min(BRIEF))).is_none() {
+        agent.tell_reports();
+    }
     let (code, broken) = confined
-        .wait(running, stop, wire::limit(limit), || {
+        .wait(running, stop, limit, || {
             agent.apply(key, Event::WallClock);
         })
         .instrument(tracing::info_span!("task.run"))
@@ -101,6 +111,9 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     if assignment.retry_follows && code != 0 && !expired && !files.is_empty() {
         agent.apply(key, Event::Kept);
         return false;
+    }
+    if !files.is_empty() {
+        agent.tell_reports();
     }
     let job = Job {
         files,
@@ -167,7 +180,11 @@ async fn begin(
     let whom = agent.confiner.whom(agent, spec.user_identity.as_ref())?;
     let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
     agent.confiner.close(&dir)?;
-    let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir).await?;
+    let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir)?;
+    if !spec.resource_files.is_empty() || assignment.instance.is_some() {
+        // This may take a while.
+        agent.tell_reports();
+    }
     let registration = agent.registration();
     let nothing = MultiInstanceSettings::default();
     let settings = assignment.instance.as_ref().map(|_| spec.multi_instance.as_ref().unwrap_or(&nothing));
@@ -231,13 +248,11 @@ async fn begin(
             }
         }
     };
-    let launch = Launch {
-        command_line: spec.command_line.clone(),
-        environment: environment.clone(),
-        working_dir: working_dir.clone(),
-        output,
-    };
-    let running = match confined.start(agent, launch, &marker).await {
+    // For the patterns of output files, which may name variables.
+    let kept = if spec.output_files.is_empty() { BTreeMap::new() } else { environment.clone() };
+    let launch =
+        Launch { command_line: spec.command_line.clone(), environment, working_dir: working_dir.clone(), output };
+    let running = match confined.start(agent, launch, &marker) {
         Ok(running) => running,
         Err(failure) => {
             if let Some(held) = held {
@@ -246,7 +261,7 @@ async fn begin(
             return Err(failure);
         }
     };
-    Ok(Some(Started { running, confined, held, dir, working_dir, environment }))
+    Ok(Some(Started { running, confined, held, dir, working_dir, environment: kept }))
 }
 
 fn queue_wait_ms(assignment: &Assignment) -> u64 {

@@ -7,6 +7,7 @@ use tracing::Instrument;
 
 use crate::agent::Agent;
 use crate::node_task::{self, NodeTask};
+use crate::run_process::on_own_thread;
 use crate::wire;
 
 /// Brings the node into its first phase: READY, or START_TASK_FAILED. With
@@ -20,18 +21,27 @@ pub async fn prepare_node(agent: &Arc<Agent>) -> bool {
     if !task.wait_for_success.unwrap_or(true) {
         agent.enter(AgentPhase::Ready);
         let agent = agent.clone();
-        kiln_telemetry::spawn(async move { run(&agent, &task).await });
+        kiln_telemetry::spawn(async move { run(agent, task).await });
         return true;
     }
     agent.enter(AgentPhase::WaitingForStartTask);
-    let succeeded = run(agent, &task).await;
+    let succeeded = run(agent.clone(), task).await;
     if !agent.closing.is_cancelled() {
         agent.enter(if succeeded { AgentPhase::Ready } else { AgentPhase::StartTaskFailed });
     }
     succeeded
 }
 
-async fn run(agent: &Arc<Agent>, task: &StartTask) -> bool {
+async fn run(agent: Arc<Agent>, task: StartTask) -> bool {
+    let span = tracing::info_span!("start_task");
+    let work = async move { run_here(&agent, &task).await };
+    on_own_thread(work).instrument(span).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "the start task is lost");
+        false
+    })
+}
+
+async fn run_here(agent: &Arc<Agent>, task: &StartTask) -> bool {
     let node_task = NodeTask {
         dir: agent.root.join(kiln_node::STARTUP_DIR),
         command_line: &task.command_line,
@@ -47,7 +57,6 @@ async fn run(agent: &Arc<Agent>, task: &StartTask) -> bool {
     let run = node_task::run(agent, &node_task, &agent.closing, |run| {
         agent.start_task_is(wire::start_task_info(run), !run.completed);
     })
-    .instrument(tracing::info_span!("start_task"))
     .await;
     match &run.failure {
         None => tracing::info!(retries = run.retries, "the start task has succeeded"),

@@ -100,9 +100,10 @@ fn attempt_ended(ended: &Ended) -> AttemptEnded {
         Cause::Stopped => EndCause::Stopped,
         Cause::AgentFailure => EndCause::AgentFailure,
         Cause::PreparationFailed => EndCause::PreparationFailed,
+        Cause::NotStarted => EndCause::NotStarted,
     };
     AttemptEnded {
-        start_time: Some(timestamp(ended.start)),
+        start_time: (ended.cause != Cause::NotStarted).then(|| timestamp(ended.start)),
         end_time: Some(timestamp(ended.end)),
         exit_code: ended.exit_code,
         failure: ended.failure.as_ref().map(failure),

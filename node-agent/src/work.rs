@@ -13,8 +13,10 @@ use kiln_proto::job::v1::{
 };
 use kiln_time::Timestamp;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::agent::line::Turn;
 use crate::agent::{Agent, Outcome};
 use crate::clock;
 use crate::domain::attempt::{Event, StopCause};
@@ -22,6 +24,7 @@ use crate::domain::ledger::Key;
 use crate::job_tasks;
 use crate::retention;
 use crate::run_attempt::run_attempt;
+use crate::run_process::on_own_thread;
 use crate::stage::transfer::jittered;
 use crate::wire::{self, NodeAuth};
 
@@ -30,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Reports in one message. More wait in the ledger while the stream is full,
 /// and go together.
 const MAX_BATCH: usize = 1000;
+/// While others stand in line, nobody waits for what has ended: reports gather for so long.
+const GATHER: Duration = Duration::from_millis(2);
 /// An assignment carries whole task descriptions, and there may be many.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// How long the service may take to acknowledge the last results.
@@ -96,15 +101,21 @@ async fn stream(
         ledger.requeue_reports();
     });
     agent.jobs.requeue_words();
-    let mut session = Session { hello: Some((hello_sent, version)), status_sent: version, lease_due: false };
+    let mut session = Session {
+        hello: Some((hello_sent, version)),
+        status_sent: version,
+        lease_due: false,
+        reported: Instant::now(),
+    };
     loop {
         let next_request =
             agent.with_work(|_, lease| lease.next_request(clock::since_boot())).saturating_sub(clock::since_boot());
         let (version, _) = agent.status();
-        let due = version != session.status_sent
-            || session.lease_due
-            || agent.with_work(|ledger, _| ledger.has_reports())
-            || agent.jobs.has_words();
+        let has_reports = agent.with_work(|ledger, _| ledger.has_reports());
+        let gathered = session.reported + GATHER;
+        let gathers = has_reports && agent.line() > 0 && Instant::now() < gathered;
+        let due =
+            version != session.status_sent || session.lease_due || (has_reports && !gathers) || agent.jobs.has_words();
         tokio::select! {
             biased;
             message = inbound.message() => {
@@ -125,6 +136,7 @@ async fn stream(
                     None => drop(permit),
                 }
             }
+            () = tokio::time::sleep_until(gathered), if gathers => {}
             () = agent.work_due.notified(), if !due => {}
             () = agent.closing.cancelled() => break,
         }
@@ -162,6 +174,8 @@ struct Session {
     status_sent: u64,
     /// A third of the lease is over.
     lease_due: bool,
+    /// When reports were sent last.
+    reported: Instant,
 }
 
 impl Session {
@@ -182,6 +196,7 @@ impl Session {
             return Some(Up::JobNodeReports(JobNodeReports { reports: words }));
         }
         let reports = agent.with_work(|ledger, _| ledger.take_reports(MAX_BATCH));
+        self.reported = Instant::now();
         (!reports.is_empty()).then(|| {
             Up::Reports(Reports { reports: reports.iter().map(|(key, report)| wire::report(key, report)).collect() })
         })
@@ -246,11 +261,32 @@ fn keys(keys: &[AttemptKey]) -> Vec<Key> {
 
 fn assign(agent: &Arc<Agent>, assignment: Assignment) {
     let Some(key) = assignment.key.as_ref().and_then(|key| keys(std::slice::from_ref(key)).pop()) else { return };
-    let slots = assignment.spec.as_ref().map_or(1, |spec| spec.required_slots);
-    let waits = assignment.preparation.as_ref().is_some_and(|preparation| preparation.wait_for_success);
-    let Some(stop) = agent.assign(&key, slots, waits) else { return };
-    job_tasks::join(agent, &key, &assignment);
-    kiln_telemetry::spawn(run_attempt(agent.clone(), key, assignment, stop));
+    if let Some(turn) = agent.assign(key, assignment) {
+        take_turn(agent, turn);
+    }
+}
+
+/// Runs an attempt on a thread of its own, then those that stand in line, as long as their
+/// slots are free: the thread is warm, and nobody has to be woken.
+fn take_turn(agent: &Arc<Agent>, turn: Turn) {
+    job_tasks::join(agent, &turn.key, &turn.assignment);
+    let agent = agent.clone();
+    kiln_telemetry::spawn(on_own_thread(async move {
+        let mut next = Some(turn);
+        while let Some(Turn { key, assignment, stop }) = next {
+            run_attempt(agent.clone(), key, assignment, stop).await;
+            next = agent.next_turn();
+            if let Some(turn) = &next {
+                job_tasks::join(&agent, &turn.key, &turn.assignment);
+            }
+            // It may have held more than one slot.
+            while next.is_some()
+                && let Some(other) = agent.next_turn()
+            {
+                take_turn(&agent, other);
+            }
+        }
+    }));
 }
 
 fn stop_attempt(agent: &Arc<Agent>, key: &Key) {

@@ -210,6 +210,7 @@ fn report(report: wire::AttemptReport) -> Option<(wire::AttemptKey, Report)> {
                 wire::EndCause::Stopped => EndCause::Stopped,
                 wire::EndCause::AgentFailure => EndCause::AgentFailure,
                 wire::EndCause::PreparationFailed => EndCause::PreparationFailed,
+                wire::EndCause::NotStarted => EndCause::NotStarted,
             };
             Report::Ended(AttemptEnd {
                 start: ended.start_time.as_ref().map(time),

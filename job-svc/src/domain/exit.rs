@@ -70,7 +70,8 @@ fn options<'a>(conditions: &'a ExitConditions, end: &AttemptEnd) -> Option<&'a E
         | EndCause::WallClockExpired
         | EndCause::Stopped
         | EndCause::AgentFailure
-        | EndCause::PreparationFailed => default,
+        | EndCause::PreparationFailed
+        | EndCause::NotStarted => default,
     }
 }
 

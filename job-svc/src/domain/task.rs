@@ -153,6 +153,18 @@ pub enum EndCause {
     AgentFailure,
     /// The job's preparation task failed on this node.
     PreparationFailed,
+    /// It was assigned ahead of a free slot and given back before it began.
+    NotStarted,
+}
+
+impl EndCause {
+    /// Whether the attempt began before it ended, for sure.
+    pub fn has_begun(self) -> bool {
+        match self {
+            Self::Exited | Self::PreProcessingError | Self::FileUploadError | Self::WallClockExpired => true,
+            Self::Stopped | Self::AgentFailure | Self::PreparationFailed | Self::NotStarted => false,
+        }
+    }
 }
 
 /// The agent's report of an end.
@@ -257,6 +269,8 @@ pub enum RequeueCause {
     PreparationFailed,
     /// Something more urgent needed its place.
     Preempted,
+    /// It was assigned ahead of a free slot and had not begun after a moment.
+    NotStarted,
 }
 
 /// Why a task is not tried again.
@@ -302,7 +316,7 @@ impl RequeueCause {
 
     fn outcome(self) -> Outcome {
         match self {
-            Self::JobDisabled | Self::NodeAction | Self::PreparationFailed => Outcome::Requeued,
+            Self::JobDisabled | Self::NodeAction | Self::PreparationFailed | Self::NotStarted => Outcome::Requeued,
             Self::NodeLost | Self::AgentFailure => Outcome::NodeLost,
             Self::Preempted => Outcome::Preempted,
         }
@@ -317,6 +331,7 @@ impl RequeueCause {
             Self::AgentFailure => "AgentFailure",
             Self::PreparationFailed => "PreparationFailed",
             Self::Preempted => "Preempted",
+            Self::NotStarted => "NotStarted",
         }
     }
 }
@@ -382,7 +397,9 @@ pub fn judge(end: &AttemptEnd, retry_count: u32, max: i32) -> Verdict {
         EndCause::Exited | EndCause::PreProcessingError | EndCause::FileUploadError | EndCause::WallClockExpired => {
             Verdict::Finish
         }
-        EndCause::Stopped | EndCause::AgentFailure | EndCause::PreparationFailed => Verdict::Requeue,
+        EndCause::Stopped | EndCause::AgentFailure | EndCause::PreparationFailed | EndCause::NotStarted => {
+            Verdict::Requeue
+        }
     }
 }
 
@@ -624,7 +641,8 @@ pub(super) fn failure_of(end: &AttemptEnd) -> Option<FailureInfo> {
         EndCause::PreProcessingError
         | EndCause::FileUploadError
         | EndCause::AgentFailure
-        | EndCause::PreparationFailed => Some(FailureInfo {
+        | EndCause::PreparationFailed
+        | EndCause::NotStarted => Some(FailureInfo {
             category: ErrorCategory::Server.into(),
             code: "Unknown".to_owned(),
             message: "The node gave no reason for the failure".to_owned(),

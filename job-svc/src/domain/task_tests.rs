@@ -162,6 +162,7 @@ fn a_task_that_was_prepared_runs_from_its_start_on() {
     assert_eq!((at_once.since, at_once.previous), (at(1), Some((Phase::Active, at(0)))));
     for (cause, outcome, counted) in [
         (RequeueCause::PreparationFailed, Outcome::Requeued, (0, 0)),
+        (RequeueCause::NotStarted, Outcome::Requeued, (0, 0)),
         (RequeueCause::Preempted, Outcome::Preempted, (1, 0)),
         (RequeueCause::AgentFailure, Outcome::NodeLost, (0, 1)),
     ] {
@@ -216,6 +217,7 @@ fn only_exit_codes_are_retried() {
         (with(EndCause::Stopped, Some(137)), 0, 0, Verdict::Requeue),
         (with(EndCause::AgentFailure, None), 0, 0, Verdict::Requeue),
         (with(EndCause::PreparationFailed, None), 0, 0, Verdict::Requeue),
+        (with(EndCause::NotStarted, None), 0, 0, Verdict::Requeue),
     ] {
         assert_eq!(judge(&end, retries, max), verdict, "{end:?} {retries}/{max}");
     }

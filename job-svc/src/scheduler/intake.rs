@@ -270,6 +270,10 @@ impl Actor {
                 if self.links.get_mut(&conn).is_some_and(|link| link.foreign.remove(&foreign)) {
                     self.inputs.push_back(Input::ForeignEnded { conn });
                 }
+                // What ended at once tells its beginning with its end.
+                if let Some(at) = end.start.filter(|_| end.cause.has_begun()) {
+                    self.inputs.push_back(Input::Started { conn, row, attempt, instance, at });
+                }
                 let action = self.exit_action(row, &end);
                 self.inputs.push_back(Input::Ended { conn, row, attempt, instance, end, action });
                 // Whether it was applied now, before, or is of no interest: when

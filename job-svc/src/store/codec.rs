@@ -233,6 +233,7 @@ fn cause_number(cause: RequeueCause) -> u32 {
         RequeueCause::AgentFailure => 4,
         RequeueCause::PreparationFailed => 5,
         RequeueCause::Preempted => 6,
+        RequeueCause::NotStarted => 7,
     }
 }
 
@@ -245,6 +246,7 @@ fn cause(number: u32) -> Result<Option<RequeueCause>, StoreError> {
         4 => RequeueCause::AgentFailure,
         5 => RequeueCause::PreparationFailed,
         6 => RequeueCause::Preempted,
+        7 => RequeueCause::NotStarted,
         other => return Err(damaged(format!("requeue cause {other}"))),
     }))
 }

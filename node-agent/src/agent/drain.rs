@@ -44,6 +44,9 @@ impl Agent {
             change(&mut state);
             state.status_version += 1;
         }
+        if !self.state().accepting {
+            self.give_line_back();
+        }
         self.work_due.notify_one();
         self.control_due.notify_one();
     }

@@ -1,16 +1,16 @@
 //! The life of one attempt.
 //!
-//! | state \ event | Begin | BeginFailed | Coordinated | Started | PreFailed | Exited | Uploaded | Kept | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
-//! |---|---|---|---|---|---|---|---|---|---|---|---|---|---|
-//! | Waiting | StagingIn, report | Ended, report | - | - | - | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
-//! | StagingIn | - | - | Ready, report (5) | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
-//! | Ready | - | - | - | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
-//! | Running | - | - | - | - | - | StagingOut, or Ended if stopped (3) | - | - | - | - | marked, kill (2) | marked, kill (2) | - |
-//! | StagingOut | - | - | - | - | - | - | Ended, report | Ended, report (4) | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
-//! | Ended | - | - | - | - | - | - | - | - | - | - | - | report again | forgotten |
+//! | state \ event | GivenBack | Begin | BeginFailed | Coordinated | Started | PreFailed | Exited | Uploaded | Kept | UploadFailed | Interrupted | WallClock | Stop | Acknowledged |
+//! |---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+//! | Waiting | Ended, report | StagingIn, report | Ended, report | - | - | - | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | StagingIn | - | - | - | Ready, report (5) | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | Ready | - | - | - | - | Running | Ended, report | - | - | - | - | Ended, report (1) | - | marked, kill (2) | - |
+//! | Running | - | - | - | - | - | - | StagingOut, or Ended if stopped (3) | - | - | - | - | marked, kill (2) | marked, kill (2) | - |
+//! | StagingOut | - | - | - | - | - | - | - | Ended, report | Ended, report (4) | Ended, report | Ended, report (1) | - | marked, kill (2) | - |
+//! | Ended | - | - | - | - | - | - | - | - | - | - | - | - | report again | forgotten |
 //!
-//! `-` is rejected: the event does not belong to the state. Waiting is for the
-//! job's preparation task; Ready is an instance of a multi-instance task that
+//! `-` is rejected: the event does not belong to the state. Waiting is for a
+//! free slot or for the job's preparation task; Ready is an instance of a multi-instance task that
 //! holds its place.
 //! (1) Only after a stop; without one it is rejected. (2) A repeated stop
 //! changes nothing, except that any other cause replaces the wall clock.
@@ -48,7 +48,7 @@ pub enum Stopping {
 /// Where an attempt stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempt {
-    /// The job's preparation task has not ended here.
+    /// It has no slot yet, or the job's preparation task has not ended here.
     Waiting {
         /// When it arrived here.
         since: Timestamp,
@@ -128,11 +128,15 @@ pub enum Cause {
     AgentFailure,
     /// The job's preparation task failed here.
     PreparationFailed,
+    /// Given back before it began.
+    NotStarted,
 }
 
 /// What happens to an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
+    /// It shall not begin here.
+    GivenBack,
     /// It does not wait any more.
     Begin,
     /// The job's preparation task failed.
@@ -249,6 +253,11 @@ impl Attempt {
         let rejected = || Rejected { state: self.name(), event: event_name(&event) };
         match self {
             Self::Waiting { since, stopping } => match event {
+                Event::GivenBack => {
+                    let failure = Failure::server("Unknown", "the node gave the task back before it began");
+                    // Whatever the reason: nothing has happened.
+                    Ok(ended(not_started(*since, now, failure, Stopping::No, Cause::NotStarted)))
+                }
                 Event::Begin => Ok(tell(Self::StagingIn { start: now, stopping: *stopping })),
                 Event::BeginFailed(failure) => {
                     Ok(ended(not_started(*since, now, failure, *stopping, Cause::PreparationFailed)))
@@ -281,7 +290,8 @@ impl Attempt {
                 Event::Stop(cause) => {
                     Ok(mark(*stopping, cause, |stopping| Self::StagingIn { start: *start, stopping }))
                 }
-                Event::Begin
+                Event::GivenBack
+                | Event::Begin
                 | Event::BeginFailed(_)
                 | Event::Exited { .. }
                 | Event::Uploaded
@@ -297,7 +307,8 @@ impl Attempt {
                 }
                 Event::Interrupted => interrupted(*start, now, None, *stopping).ok_or_else(rejected),
                 Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::Ready { start: *start, stopping })),
-                Event::Begin
+                Event::GivenBack
+                | Event::Begin
                 | Event::BeginFailed(_)
                 | Event::Coordinated { .. }
                 | Event::Exited { .. }
@@ -326,7 +337,8 @@ impl Attempt {
                     Stopping::WallClock | Stopping::Cause(_) => keep(self.clone()),
                 }),
                 Event::Stop(cause) => Ok(mark(*stopping, cause, |stopping| Self::Running { start: *start, stopping })),
-                Event::Begin
+                Event::GivenBack
+                | Event::Begin
                 | Event::BeginFailed(_)
                 | Event::Coordinated { .. }
                 | Event::Started
@@ -359,7 +371,8 @@ impl Attempt {
                     broken: broken.clone(),
                     stopping,
                 })),
-                Event::Begin
+                Event::GivenBack
+                | Event::Begin
                 | Event::BeginFailed(_)
                 | Event::Coordinated { .. }
                 | Event::Started
@@ -372,7 +385,8 @@ impl Attempt {
             Self::Ended(_) => match event {
                 Event::Stop(_) => Ok(tell(self.clone())),
                 Event::Acknowledged => Ok(Transition { next: None, effect: Effect::None }),
-                Event::Begin
+                Event::GivenBack
+                | Event::Begin
                 | Event::BeginFailed(_)
                 | Event::Coordinated { .. }
                 | Event::Started
@@ -462,6 +476,7 @@ fn stopped(start: Timestamp, end: Timestamp, exit_code: Option<i32>, cause: Stop
 
 fn event_name(event: &Event) -> &'static str {
     match event {
+        Event::GivenBack => "GivenBack",
         Event::Begin => "Begin",
         Event::BeginFailed(_) => "BeginFailed",
         Event::Coordinated { .. } => "Coordinated",

@@ -76,13 +76,17 @@ fn due(attempt: &Attempt) -> &'static [Due] {
 pub struct Ledger {
     attempts: HashMap<Key, Attempt>,
     due: VecDeque<(Key, Due)>,
+    /// Something of `due` is not to wait.
+    urgent: bool,
     live: usize,
     forgotten: HashSet<Key>,
     forgotten_order: VecDeque<Key>,
 }
 
 impl Ledger {
-    /// An assignment has arrived; with `waits` it begins later.
+    /// An assignment has arrived; with `waits` it begins later. Its beginning is told
+    /// together with what comes next, or after [`Ledger::tell`]: what ends at
+    /// once needs one report only.
     pub fn assign(&mut self, key: &Key, waits: bool, now: Timestamp) -> Assigned {
         if self.attempts.contains_key(key) || self.forgotten.contains(key) {
             return Assigned::Known;
@@ -101,6 +105,8 @@ impl Ledger {
     pub fn apply(&mut self, key: &Key, event: Event, now: Timestamp) -> Result<Option<Effect>, Rejected> {
         let Some(attempt) = self.attempts.get_mut(key) else { return Ok(None) };
         let was_live = attempt.is_live();
+        // As with those that begin at once.
+        let begins = event == Event::Begin;
         let transition = attempt.apply(event, now)?;
         match transition.next {
             Some(next) => {
@@ -112,6 +118,7 @@ impl Ledger {
                     && let Some(due) = due(attempt).last()
                 {
                     self.due.push_back((key.clone(), *due));
+                    self.urgent |= !begins;
                 }
             }
             None => {
@@ -135,6 +142,7 @@ impl Ledger {
         if let Some(ended) = stopped {
             self.attempts.insert(key.clone(), ended);
             self.due.push_back((key.clone(), Due::Ended));
+            self.urgent = true;
         }
     }
 
@@ -157,6 +165,8 @@ impl Ledger {
         {
             let Some(attempt) = self.attempts.get(&key) else { continue };
             let report = match (due, attempt) {
+                // The end tells the beginning, too.
+                (Due::Started, Attempt::Ended(_)) => continue,
                 (Due::Started, attempt) => Report::Started(attempt.start()),
                 (Due::Ready, Attempt::Ready { .. }) => Report::Ready,
                 (Due::Ended, Attempt::Ended(ended)) => Report::Ended(ended.clone()),
@@ -164,12 +174,18 @@ impl Ledger {
             };
             reports.push((key, report));
         }
+        self.urgent &= !self.due.is_empty();
         reports
     }
 
-    /// Whether something waits to be sent.
+    /// Whether something waits to be sent now.
     pub fn has_reports(&self) -> bool {
-        !self.due.is_empty()
+        self.urgent
+    }
+
+    /// What is due does not wait for more.
+    pub fn tell(&mut self) {
+        self.urgent = !self.due.is_empty();
     }
 
     /// The stream was lost: everything that was not acknowledged is due again.
@@ -180,6 +196,7 @@ impl Ledger {
         for key in keys {
             self.due.extend(due(&self.attempts[key]).iter().map(|due| (key.clone(), *due)));
         }
+        self.tell();
     }
 
     /// Drops a result that nobody shall hear.
@@ -252,7 +269,7 @@ mod tests {
         assert_eq!(ledger.assign(&a, false, NOW), Assigned::Known);
         run_to_end(&mut ledger, &a);
         assert_eq!((ledger.live(), ledger.unacknowledged()), (0, 1));
-        assert_eq!(ledger.take_reports(10).len(), 2);
+        assert_eq!(ledger.take_reports(10).len(), 1, "the end tells the beginning, too");
         ledger.apply(&a, Event::Acknowledged, NOW).unwrap();
         assert_eq!(ledger.unacknowledged(), 0);
         assert_eq!(ledger.assign(&a, false, NOW), Assigned::Known);
@@ -268,7 +285,7 @@ mod tests {
         ledger.assign(&a, false, NOW);
         ledger.assign(&b, false, NOW);
         run_to_end(&mut ledger, &a);
-        assert_eq!(ledger.take_reports(100).len(), 3);
+        assert_eq!(ledger.take_reports(100).len(), 2);
         assert!(!ledger.has_reports());
         ledger.requeue_reports();
         let again = ledger.take_reports(100);
@@ -285,8 +302,22 @@ mod tests {
         }
         run_to_end(&mut ledger, &key("a", 1));
         let first = ledger.take_reports(2);
-        assert_eq!(first.iter().map(|(key, _)| &*key.task).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(ledger.take_reports(2).len(), 2);
+        assert_eq!(first.iter().map(|(key, _)| &*key.task).collect::<Vec<_>>(), ["b", "c"]);
+        assert!(ledger.has_reports());
+        assert_eq!(ledger.take_reports(2).len(), 1);
+        assert!(!ledger.has_reports());
+    }
+
+    #[test]
+    fn a_beginning_is_told_with_what_comes_next_or_when_it_lasts() {
+        let mut ledger = Ledger::default();
+        ledger.tell();
+        assert!(!ledger.has_reports());
+        ledger.assign(&key("a", 1), false, NOW);
+        assert!(!ledger.has_reports());
+        ledger.tell();
+        assert!(ledger.has_reports());
+        assert_eq!(ledger.take_reports(10), [(key("a", 1), Report::Started(NOW))]);
         assert!(!ledger.has_reports());
     }
 

@@ -1,25 +1,23 @@
 //! The guard: kills an agent's tasks when the agent itself is killed.
 //!
 //! It is the same program with a hidden argument, in a session of its own, and
-//! holds the reading end of a pipe. The agent tells it through the pipe which
-//! process groups there are (`+123`, `-123`). When the pipe ends, the agent is
-//! gone: the guard kills these groups and every process that carries the
-//! marker of its incarnation, and ends.
+//! holds the reading end of a pipe. When the pipe ends, the agent is gone: the guard
+//! kills the process groups that stand in the agent's [table](super::groups) and every
+//! process that carries the marker of its incarnation, and ends.
 
 use std::collections::HashSet;
-use std::io::{BufRead, Write};
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStdin, Command};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::supervisor::{GuardLine, Running, Supervisor};
+use super::groups;
+use super::supervisor::{Running, Supervisor};
 use super::table::{self, Process};
 use crate::domain::environment::{MARKER, ROOT_VARIABLE};
 
@@ -29,6 +27,8 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// A guard that was killed is started again after this time.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const READY: &[u8] = b"ready\n";
+/// Tells the guard where the table of groups is.
+const GROUPS: &str = "KILN_GROUPS";
 
 /// Runs as the guard of the agent with this incarnation.
 ///
@@ -37,21 +37,15 @@ const READY: &[u8] = b"ready\n";
 pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
     // Fails only for the leader of a group, which then has a session already.
     let _ = nix::unistd::setsid();
+    // Held open: the agent's own descriptor ends with the agent.
+    let table = std::env::var_os(GROUPS).map(File::open).transpose().context("the table of process groups")?;
     let mut stdout = std::io::stdout();
     stdout.write_all(READY).and_then(|()| stdout.flush()).context("the agent is gone")?;
-    let mut groups = HashSet::new();
-    for line in std::io::stdin().lock().lines() {
-        let Ok(line) = line else { break };
-        match (line.get(..1), line.get(1..).and_then(|number| number.parse::<i32>().ok())) {
-            (Some("+"), Some(group)) => {
-                groups.insert(group);
-            }
-            (Some("-"), Some(group)) => {
-                groups.remove(&group);
-            }
-            _ => {}
-        }
-    }
+    // Nothing is ever written: it ends with the agent.
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    // Whatever cannot be read is found by its marker.
+    let mut groups = table.map(groups::read).and_then(Result::ok).unwrap_or_default();
+    groups.remove(&(std::process::id() as i32));
     for group in &groups {
         table::kill_group(*group);
     }
@@ -121,7 +115,8 @@ pub async fn keep_guard(
     supervisor: Arc<Supervisor>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut guard = start(&command, &incarnation, &supervisor).await.context("the guard process cannot be started")?;
+    let mut guard =
+        start(command.clone(), &incarnation, &supervisor).await.context("the guard process cannot be started")?;
     kiln_telemetry::spawn(async move {
         loop {
             tokio::select! {
@@ -134,19 +129,13 @@ pub async fn keep_guard(
                     tracing::warn!("the guard process has ended; it is started again");
                     guard.process.release();
                 }
-                Some(line) = guard.lines.recv() => {
-                    if guard.write(line).await.is_ok() {
-                        continue;
-                    }
-                    guard.process.release();
-                }
             }
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(RESTART_PAUSE) => {}
                 }
-                match start(&command, &incarnation, &supervisor).await {
+                match start(command.clone(), &incarnation, &supervisor).await {
                     Ok(next) => {
                         guard = next;
                         tracing::info!("the guard process was replaced");
@@ -162,47 +151,30 @@ pub async fn keep_guard(
 
 struct Guard {
     process: Running,
-    stdin: ChildStdin,
-    lines: mpsc::Receiver<GuardLine>,
+    /// Ends with the agent.
+    _stdin: ChildStdin,
 }
 
-impl Guard {
-    async fn write(&mut self, line: GuardLine) -> std::io::Result<()> {
-        let mut text = String::new();
-        let mut add = |line: GuardLine| match line {
-            GuardLine::Began(group) => text.push_str(&format!("+{group}\n")),
-            GuardLine::Ended(group) => text.push_str(&format!("-{group}\n")),
-        };
-        add(line);
-        while let Ok(line) = self.lines.try_recv() {
-            add(line);
-        }
-        self.stdin.write_all(text.as_bytes()).await
-    }
-}
-
-async fn start(command: &[String], incarnation: &str, supervisor: &Arc<Supervisor>) -> anyhow::Result<Guard> {
-    let (program, arguments) = command.split_first().context("the guard command is empty")?;
-    let mut process = supervisor.spawn(
-        Command::new(program)
-            .args(arguments)
-            .arg(incarnation)
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit()),
-        "",
-    )?;
-    let stdin = process.child().stdin.take().context("the guard has no stdin")?;
-    let mut stdout = process.child().stdout.take().context("the guard has no stdout")?;
-    let mut ready = [0; READY.len()];
-    stdout.read_exact(&mut ready).await.context("the guard did not become ready")?;
-    let (sender, lines) = mpsc::channel(4096);
-    let mut guard = Guard { process, stdin, lines };
-    for group in supervisor.set_guard(sender) {
-        if group != guard.process.pid() {
-            guard.write(GuardLine::Began(group)).await?;
-        }
-    }
-    Ok(guard)
+async fn start(command: Vec<String>, incarnation: &str, supervisor: &Arc<Supervisor>) -> anyhow::Result<Guard> {
+    let (incarnation, supervisor) = (incarnation.to_owned(), supervisor.clone());
+    let work = move || {
+        let (program, arguments) = command.split_first().context("the guard command is empty")?;
+        let mut process = supervisor.spawn(
+            Command::new(program)
+                .args(arguments)
+                .arg(incarnation)
+                .env_clear()
+                .envs(supervisor.groups_path().map(|path| (GROUPS, path)))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit()),
+            "",
+        )?;
+        let stdin = process.child().stdin.take().context("the guard has no stdin")?;
+        let mut stdout = process.child().stdout.take().context("the guard has no stdout")?;
+        let mut ready = [0; READY.len()];
+        stdout.read_exact(&mut ready).context("the guard did not become ready")?;
+        Ok(Guard { process, _stdin: stdin })
+    };
+    tokio::task::spawn_blocking(work).await?
 }

@@ -7,12 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use nix::libc;
-use tokio::process::Command;
 
 use crate::domain::command_line;
 use crate::domain::failure::Failure;
@@ -40,7 +39,7 @@ pub struct Output {
 }
 
 impl Output {
-    /// Creates or empties stdout.txt and stderr.txt in `dir`.
+    /// Creates stdout.txt and stderr.txt in `dir`, which is new.
     ///
     /// # Errors
     /// When the files cannot be made.
@@ -50,14 +49,24 @@ impl Output {
             stderr: create(&dir.join(kiln_node::STDERR_FILE))?,
         })
     }
+
+    /// Creates or empties stdout.txt and stderr.txt in `dir`. A link or a pipe that an
+    /// earlier attempt left in the place is removed, not followed.
+    ///
+    /// # Errors
+    /// When the files cannot be made.
+    pub fn replace(dir: &Path) -> std::io::Result<Self> {
+        for name in [kiln_node::STDOUT_FILE, kiln_node::STDERR_FILE] {
+            let path = dir.join(name);
+            if std::fs::symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Self::create(dir)
+    }
 }
 
-/// A link or a pipe that an earlier attempt left in the place is removed, not
-/// followed.
 fn create(path: &Path) -> std::io::Result<File> {
-    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
-        std::fs::remove_file(path)?;
-    }
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o660).custom_flags(libc::O_NOFOLLOW).open(path)
 }
 
@@ -182,7 +191,8 @@ mod tests {
         let precious = dir.path().join("precious");
         std::fs::write(&precious, "keep").unwrap();
         std::os::unix::fs::symlink(&precious, dir.path().join(kiln_node::STDOUT_FILE)).unwrap();
-        Output::create(dir.path()).unwrap();
+        assert!(Output::create(dir.path()).is_err());
+        Output::replace(dir.path()).unwrap();
         assert_eq!(std::fs::read_to_string(&precious).unwrap(), "keep");
     }
 }

@@ -135,7 +135,9 @@ pub fn start(
         .stdout(launch.output.stdout)
         .stderr(launch.output.stderr)
         .process_group(0);
-    let running = supervisor.spawn(&mut command.into(), marker).map_err(|error| launch_failure(&error))?;
+    let running = supervisor.spawn(&mut command, marker).map_err(|error| launch_failure(&error))?;
+    // It holds the other end of the socket.
+    drop(command);
     let answer = instruct(&mut ours, &order);
     match answer {
         Ok(None) => Ok(running),

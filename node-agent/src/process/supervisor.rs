@@ -1,20 +1,26 @@
 //! Knows the processes of the agent and kills what they leave behind.
 //!
-//! After a process has ended its group is killed, then the table of processes
-//! is searched for orphans that carry its marker. Under load one search serves all
-//! processes that have ended since the last one began.
+//! After a process has ended its group is killed. If nobody was left in that, and the
+//! agent has no child but those it started, nothing is left behind. Else the table of
+//! processes is searched for orphans that carry its marker. Under load one search serves
+//! all processes that have ended since the last one began.
 
 use std::collections::{HashMap, HashSet};
-use std::process::ExitStatus;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::net::unix::pipe;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::groups::{Groups, Place};
+use super::orphans::Orphans;
 use super::table::{self, Process};
 use crate::domain::environment::MARKER;
 
@@ -41,17 +47,9 @@ pub struct Supervisor {
     /// children are reaped: a child that is not in `owned` yet is not reaped.
     starting: RwLock<()>,
     searches: mpsc::Sender<Search>,
-    /// Tells the guard which groups there are.
-    guard: Mutex<Option<mpsc::Sender<GuardLine>>>,
-}
-
-/// A change that the guard has to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GuardLine {
-    /// A process group exists.
-    Began(i32),
-    /// It is gone.
-    Ended(i32),
+    orphans: Orphans,
+    /// For the guard.
+    groups: Groups,
 }
 
 #[derive(Debug)]
@@ -66,6 +64,9 @@ struct Search {
 pub struct Running {
     child: Child,
     pid: i32,
+    /// Readable when the process has ended; absent on kernels before 5.3.
+    pidfd: Option<OwnedFd>,
+    place: Place,
     started: Instant,
     supervisor: Arc<Supervisor>,
 }
@@ -83,41 +84,32 @@ impl Supervisor {
             owned: Mutex::default(),
             starting: RwLock::default(),
             searches,
-            guard: Mutex::default(),
+            orphans: Orphans::open(),
+            groups: Groups::create(),
         });
         kiln_telemetry::spawn(search_loop(supervisor.clone(), receiver, shutdown));
         supervisor
     }
 
-    /// Where changes of process groups are told from now on; gives those that exist.
-    pub fn set_guard(&self, guard: mpsc::Sender<GuardLine>) -> Vec<i32> {
-        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
-        self.owned.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    /// Where the guard finds the groups of the agent's processes.
+    pub fn groups_path(&self) -> Option<String> {
+        self.groups.path()
     }
 
     /// Starts a process whose environment has `marker` in it. Blocks for as
-    /// long as the system takes; call it on a blocking thread of the runtime.
+    /// long as the system takes. Never call it on the main thread: see [`Orphans`].
     ///
     /// # Errors
     /// As the system says.
     pub fn spawn(self: &Arc<Self>, command: &mut Command, marker: &str) -> std::io::Result<Running> {
         let starting = self.starting.read().unwrap_or_else(PoisonError::into_inner);
         let child = command.spawn()?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        let pid = i32::try_from(child.id()).unwrap_or(0);
         self.owned.lock().unwrap_or_else(PoisonError::into_inner).insert(pid, marker.into());
         drop(starting);
-        self.tell_guard(GuardLine::Began(pid));
-        Ok(Running { child, pid, started: Instant::now(), supervisor: self.clone() })
-    }
-
-    fn tell_guard(&self, line: GuardLine) {
-        let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full pipe only means that the guard has to find the group by its marker.
-        if let Some(guard) = &*guard
-            && guard.try_send(line).is_err()
-        {
-            tracing::debug!(?line, "the guard could not be told");
-        }
+        let place = self.groups.began(pid);
+        let pidfd = rustix::process::Pid::from_raw(pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        Ok(Running { child, pid, pidfd, place, started: Instant::now(), supervisor: self.clone() })
     }
 
     fn disown(&self, pid: i32) {
@@ -229,13 +221,43 @@ impl Running {
         self.pid
     }
 
+    /// How long it has been there.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Blocks until the process has ended, but not longer than `limit`: what ends soon
+    /// needs no other thread to be woken for it. `None` if it still runs.
+    pub fn wait_briefly(&mut self, limit: Duration) -> Option<std::io::Result<ExitStatus>> {
+        let pidfd = self.pidfd.as_ref()?;
+        let timeout = Timespec::try_from(limit).ok()?;
+        // An error (a signal came) means that somebody else has to wait.
+        let ended = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0);
+        ended.then(|| self.child.wait())
+    }
+
     /// Waits until the process has ended; gives its result. What it left behind
     /// may still run: see [`Running::clean_up`].
     ///
     /// # Errors
     /// As the system says.
     pub async fn wait(&mut self) -> std::io::Result<ExitStatus> {
-        self.child.wait().await
+        match &self.pidfd {
+            Some(pidfd) => {
+                // Of all that the runtime can watch, a pipe comes closest: only that it
+                // becomes readable counts, nothing is read.
+                let ended = pipe::Receiver::from_owned_fd_unchecked(pidfd.try_clone()?)?;
+                ended.readable().await?;
+            }
+            None => {
+                let pid = Pid::from_raw(self.pid);
+                // Leaves the result where it is.
+                let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+                let work = move || while waitid(Id::Pid(pid), flags) == Err(nix::errno::Errno::EINTR) {};
+                tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?;
+            }
+        }
+        self.child.wait()
     }
 
     /// Kills the process and everything below it, at once. [`Running::wait`]
@@ -281,14 +303,18 @@ impl Running {
     /// of it runs any more.
     pub async fn clean_up(self) {
         self.supervisor.disown(self.pid);
-        table::kill_group(self.pid);
-        self.supervisor.search(self.pid, self.started).await;
-        self.supervisor.tell_guard(GuardLine::Ended(self.pid));
+        let group_is_empty = !table::kill_group(self.pid);
+        let known = |pid| self.supervisor.owned.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&pid);
+        if !(group_is_empty && self.supervisor.orphans.none(known)) {
+            self.supervisor.search(self.pid, self.started).await;
+        }
+        self.supervisor.groups.ended(self.place);
     }
 
     /// For helpers of the agent that leave nothing behind.
     pub fn release(self) {
         self.supervisor.disown(self.pid);
+        self.supervisor.groups.ended(self.place);
     }
 
     /// The child itself, for its pipes.

@@ -109,11 +109,9 @@ pub fn stop_process(pid: i32) {
     }
 }
 
-/// Kills a process group. Errors mean that it is gone already.
-pub fn kill_group(group: i32) {
-    if group > 1 {
-        let _ = kill(Pid::from_raw(-group), Signal::SIGKILL);
-    }
+/// Kills a process group. False if nobody is in it.
+pub fn kill_group(group: i32) -> bool {
+    group > 1 && kill(Pid::from_raw(-group), Signal::SIGKILL) != Err(nix::errno::Errno::ESRCH)
 }
 
 #[cfg(test)]

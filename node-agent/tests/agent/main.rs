@@ -8,6 +8,7 @@ mod death;
 mod files;
 mod instances;
 mod job_tasks;
+mod line;
 mod service;
 mod start_task;
 mod streams;

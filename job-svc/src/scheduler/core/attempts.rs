@@ -17,15 +17,22 @@ impl Core {
         // that are left may not have heard of it.
         let whole = places.len() == usize::from(task.needs.instances);
         let phase = if whole { Phase::Running } else { Phase::Requeuing(RequeueCause::NodeLost) };
-        self.bind_as(job, task, &places, phase);
+        self.bind_as(job, task, &places, phase, Booking::Found);
     }
 
     /// Books an attempt on a node.
-    pub(super) fn bind(&mut self, job: JobKey, task: ReadyTask, index: u32) {
-        self.bind_as(job, task, &[(0, index)], Phase::Running);
+    pub(super) fn bind(&mut self, job: JobKey, task: ReadyTask, index: u32, booking: Booking) {
+        self.bind_as(job, task, &[(0, index)], Phase::Running, booking);
     }
 
-    pub(super) fn bind_as(&mut self, job: JobKey, task: ReadyTask, places: &[(u32, u32)], phase: Phase) {
+    pub(super) fn bind_as(
+        &mut self,
+        job: JobKey,
+        task: ReadyTask,
+        places: &[(u32, u32)],
+        phase: Phase,
+        booking: Booking,
+    ) {
         let Some((_, first)) = places.first().copied() else { return };
         let live = Live {
             job,
@@ -46,9 +53,12 @@ impl Core {
         for (_, index) in places {
             if let Some(node) = self.node(*index) {
                 node.rows.push(task.row);
-                node.held.add(&task.needs);
-                // A zombie that is remembered after a restart was never planned for.
-                node.overbooked |= phase == Phase::Zombie && !node.has_what_it_holds();
+                if booking == Booking::Line {
+                    node.ahead.push_back(task.row);
+                } else {
+                    node.held.add(&task.needs);
+                }
+                node.overbooked |= booking == Booking::Found && !node.has_what_it_holds();
             }
             self.queue_node(*index);
         }
@@ -87,7 +97,7 @@ impl Core {
         }
         let places: Vec<(u32, u32)> =
             may_run.into_iter().map(|(instance, name)| (*instance, self.node_index(name, now))).collect();
-        self.bind_as(key, task, &places, Phase::Zombie);
+        self.bind_as(key, task, &places, Phase::Zombie, Booking::Found);
         self.after.insert(task.row, After::Ready(task));
         for (_, index) in places {
             if let Some(node) = self.node(index).filter(|node| node.conn.is_some()) {
@@ -138,7 +148,10 @@ impl Core {
             }
         }
         match live.phase {
-            Phase::Running => self.give_back(row, live, RequeueCause::NodeLost, now, fx),
+            Phase::Running => {
+                self.forget_pace(live.job);
+                self.give_back(row, live, RequeueCause::NodeLost, now, fx);
+            }
             Phase::Requeuing(cause) => self.give_back(row, live, cause, now, fx),
             Phase::Zombie => self.bury_if_gone(row, live, now, fx),
         }
@@ -195,6 +208,9 @@ impl Core {
         if live.needs.instances > 1 && !self.instance_ended(row, live, instance, &end, fx) {
             return;
         }
+        if live.phase == Phase::Running {
+            self.learn(live.job, &end);
+        }
         let cause = match live.phase {
             Phase::Zombie => {
                 self.bury_if_gone(row, live, now, fx);
@@ -202,6 +218,7 @@ impl Core {
             }
             Phase::Requeuing(cause) => cause,
             Phase::Running if end.cause == EndCause::PreparationFailed => RequeueCause::PreparationFailed,
+            Phase::Running if end.cause == EndCause::NotStarted => RequeueCause::NotStarted,
             Phase::Running => RequeueCause::AgentFailure,
         };
         let default = self.jobs.get(&live.job).map_or(0, |job| job.view.default_retries);

@@ -16,7 +16,9 @@ impl Core {
                 if self.instance_on(*row, live, u32::try_from(index).unwrap_or(u32::MAX)).is_none() {
                     return Err(format!("row {row} is on a node that is not its own"));
                 }
-                held.add(&live.needs);
+                if !node.ahead.contains(row) {
+                    held.add(&live.needs);
+                }
             }
             if held != node.held {
                 return Err(format!("node {} holds {held:?}, not {:?}", node.name, node.held));
@@ -51,6 +53,7 @@ impl Core {
             }
         }
         self.check_dependants()?;
+        self.check_lines()?;
         self.check_shapes()
     }
 

@@ -75,7 +75,7 @@ impl Core {
     /// Places all instances; the first node is the primary's.
     pub(super) fn place_gang(&mut self, key: JobKey, task: ReadyTask, nodes: &[u32], fx: &mut Effects) {
         let places: Vec<(u32, u32)> = (0..).zip(nodes.iter().copied()).collect();
-        self.bind_as(key, task, &places, Phase::Running);
+        self.bind_as(key, task, &places, Phase::Running, Booking::Slot);
         let mut names = Vec::with_capacity(nodes.len());
         for (instance, index) in places {
             let Some(node) = self.nodes[index as usize].as_ref() else { continue };

@@ -487,6 +487,7 @@ impl Job {
             linger_until: Duration::ZERO,
             graph: None,
             soft: None,
+            pace: Pace::default(),
         }
     }
 }

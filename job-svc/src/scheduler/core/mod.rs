@@ -15,6 +15,7 @@
 //! - [`preempt`]: room for what is more urgent;
 //! - [`prep`]: preparation and release of jobs;
 //! - [`gangs`]: attempts with several instances;
+//! - [`ahead`]: short tasks that stand in line at busy nodes;
 //! - [`shapes`]: the different needs of tasks that wait.
 //!
 //! Rules that hold after every step ([`Core::check`] tests them):
@@ -30,6 +31,7 @@
 //!   that was activated again waits for a word of its former node
 //!   ([`Input::Held`]).
 
+mod ahead;
 mod attempts;
 mod check;
 mod dependants;
@@ -68,6 +70,7 @@ use crate::domain::subtask::SubtaskEvent;
 use crate::domain::task::{AttemptEnd, EndCause, GiveUpCause, RequeueCause, TaskEvent};
 use crate::store::JobWrite;
 
+use ahead::Pace;
 pub use explain::WaitReason;
 pub use messages::*;
 use numbers::NumberMap;
@@ -115,6 +118,7 @@ struct Job {
     prep: Option<Box<Prep>>,
     /// Tasks that wait for others; absent if there are none.
     graph: Option<Box<depends::Graph>>,
+    pace: Pace,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -148,6 +152,8 @@ struct Node {
     /// Attempts that hold slots here.
     rows: Vec<Row>,
     held: Held,
+    /// Those of them that stand in line and hold nothing yet, in the agent's order.
+    ahead: VecDeque<Row>,
     /// The node said that it has less than it holds.
     overbooked: bool,
     /// Attempts that only the agent knows, until they have ended.
@@ -157,6 +163,20 @@ struct Node {
     lease_end: Duration,
     /// Where it is in `free`.
     queued: Option<u16>,
+    /// Where it is in `busy`.
+    line_place: Option<u32>,
+}
+
+/// Where a node has room for an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Booking {
+    /// It has a free slot.
+    Slot,
+    /// All slots are taken: it stands in line.
+    Line,
+    /// It is there, whether there is room or not: after a restart nobody knows who
+    /// stood in line.
+    Found,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -216,6 +236,8 @@ pub struct Core {
     lives: HashMap<Arc<NodeId>, Life>,
     /// Nodes with free slots, by how many.
     free: BTreeSet<(u16, u32)>,
+    /// Nodes without free slots that tasks may be bound to ahead, by the length of their lines.
+    busy: BTreeSet<(u32, u32)>,
     live: NumberMap<Live>,
     after: NumberMap<After>,
     gangs: NumberMap<gangs::Gang>,
@@ -264,6 +286,7 @@ impl Core {
             by_conn: NumberMap::default(),
             lives: HashMap::new(),
             free: BTreeSet::new(),
+            busy: BTreeSet::new(),
             live: NumberMap::default(),
             after: NumberMap::default(),
             gangs: NumberMap::default(),

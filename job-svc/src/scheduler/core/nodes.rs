@@ -23,11 +23,13 @@ impl Core {
             },
             rows: Vec::new(),
             held: Held::default(),
+            ahead: VecDeque::new(),
             overbooked: false,
             doubtful: Vec::new(),
             foreign: 0,
             lease_end: now.mono + self.settings.patience,
             queued: None,
+            line_place: None,
         };
         let lease_end = node.lease_end;
         let index = match self.unused.pop() {
@@ -154,6 +156,7 @@ impl Core {
                 RunningTasks::Wait => {}
             }
         }
+        self.promote(index);
         self.refresh_node(index);
     }
 
@@ -245,9 +248,15 @@ impl Core {
             if let Some(at) = node.rows.iter().position(|held| *held == row) {
                 node.rows.swap_remove(at);
             }
-            node.held.remove(needs);
+            match node.ahead.iter().position(|waits| *waits == row) {
+                Some(at) => {
+                    node.ahead.remove(at);
+                }
+                None => node.held.remove(needs),
+            }
             node.overbooked &= !node.has_what_it_holds();
         }
+        self.promote(index);
         self.refresh_node(index);
     }
 
@@ -271,15 +280,16 @@ impl Core {
         let usable = node.conn.is_some() && node.status.accepting && free > 0 && node.foreign == 0 && !alone;
         let usable = usable && !self.claims.contains_key(&index);
         let wanted = usable.then(|| u16::try_from(free).unwrap_or(u16::MAX));
-        if wanted == node.queued {
-            return;
+        let old = std::mem::replace(&mut node.queued, wanted);
+        if wanted != old {
+            if let Some(old) = old {
+                self.free.remove(&(old, index));
+            }
+            if let Some(new) = wanted {
+                self.free.insert((new, index));
+            }
         }
-        if let Some(old) = std::mem::replace(&mut node.queued, wanted) {
-            self.free.remove(&(old, index));
-        }
-        if let Some(new) = wanted {
-            self.free.insert((new, index));
-        }
+        self.queue_busy(index);
     }
 }
 

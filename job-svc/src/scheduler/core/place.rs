@@ -13,11 +13,12 @@ use super::shapes::Room;
 use super::*;
 
 impl Core {
-    /// Fills free slots.
+    /// Fills free slots, and the lines of busy nodes.
     pub fn place(&mut self, fx: &mut Effects) {
         self.place_claimed(fx);
         self.fill(fx);
         self.preempt(fx);
+        self.place_ahead(fx);
         self.report_hopeless(fx);
     }
 
@@ -46,7 +47,7 @@ impl Core {
                 continue;
             };
             let Some(task) = self.take_next(key, &needs, row) else { break };
-            self.assign(key, task, index, fx);
+            self.assign(key, task, index, Booking::Slot, fx);
         }
         for (key, _) in passed {
             self.requeue_job(key);
@@ -63,8 +64,9 @@ impl Core {
         Some(ReadyTask { attempt: waiting.attempt + 1, ..waiting })
     }
 
-    pub(super) fn assign(&mut self, key: JobKey, task: ReadyTask, index: u32, fx: &mut Effects) {
-        self.bind(key, task, index);
+    /// The next attempt of a task begins on this node.
+    pub(super) fn assign(&mut self, key: JobKey, task: ReadyTask, index: u32, booking: Booking, fx: &mut Effects) {
+        self.bind(key, task, index, booking);
         self.requeue_job(key);
         if let Some(node) = self.nodes[index as usize].as_ref() {
             let preparing = self.has_to_prepare(key, &node.name);

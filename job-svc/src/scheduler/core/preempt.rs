@@ -232,7 +232,9 @@ impl Core {
         let mut outlooks = BTreeMap::new();
         for (index, node) in (0..).zip(&self.nodes) {
             let Some(node) = node else { continue };
-            if node.conn.is_none() || !node.status.accepting || node.foreign > 0 || node.overbooked {
+            // What stands in line is short: there is room in a moment.
+            let is_moving = !node.ahead.is_empty();
+            if node.conn.is_none() || !node.status.accepting || node.foreign > 0 || node.overbooked || is_moving {
                 continue;
             }
             let mut outlook = Outlook { held: Held::default(), attempts: 0, clearing: false, victims: Vec::new() };
@@ -287,7 +289,7 @@ impl Core {
                 let has_room = left.is_empty() && now.has_room(&node.status, &claim.needs);
                 if has_room && node.could_fit(&claim.needs) {
                     if let Some(task) = self.take_next(claim.job, &claim.needs, claim.row) {
-                        self.assign(claim.job, task, index, fx);
+                        self.assign(claim.job, task, index, Booking::Slot, fx);
                     }
                 } else if clearing() {
                     left.push(claim);

@@ -1,7 +1,6 @@
 //! Placement: order, shares, limits. Its fixtures serve the simulation too.
 
 use super::*;
-use crate::domain::task::EndCause;
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
 pub(super) const MARGIN: Duration = Duration::from_secs(5);
@@ -54,7 +53,7 @@ pub(super) fn name(node: usize) -> Arc<NodeId> {
 }
 
 /// A core with nodes of so many slots each.
-fn core_with(nodes: &[u16]) -> (Core, Effects) {
+pub(super) fn core_with(nodes: &[u16]) -> (Core, Effects) {
     let (mut core, mut fx) = (Core::new(settings()), Effects::default());
     let now = Now { wall: Timestamp::from_micros(1), mono: Duration::ZERO };
     for (at, slots) in nodes.iter().enumerate() {
@@ -80,6 +79,20 @@ pub(super) fn load(core: &mut Core, view: JobView, ready: Vec<ReadyTask>) {
         now(),
         &mut Effects::default(),
     );
+}
+
+/// The end of a process that ran for so long.
+pub(super) fn end(after: Duration) -> AttemptEnd {
+    let end = Timestamp::from_micros(1_000_000_000_000);
+    let start = Timestamp::from_micros(end.as_micros() - i64::try_from(after.as_micros()).unwrap());
+    AttemptEnd {
+        start: Some(start),
+        end,
+        exit_code: Some(0),
+        failure: None,
+        cause: EndCause::Exited,
+        outputs_kept: false,
+    }
 }
 
 pub(super) fn placed(fx: &Effects) -> Vec<(JobKey, Row, String)> {

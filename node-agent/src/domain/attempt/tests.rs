@@ -12,6 +12,7 @@ fn failure() -> Failure {
 
 fn events() -> Vec<Event> {
     vec![
+        Event::GivenBack,
         Event::Begin,
         Event::BeginFailed(failure()),
         Event::Coordinated { code: 0, expired: false },
@@ -67,19 +68,19 @@ fn every_cell_of_the_table() {
     let over = Attempt::Ended(finished(T1, T2, 0, false, None));
     // A line has a word for each event, in their order.
     let table: [(Attempt, &str); 13] = [
-        (waiting(No), "staging-in! PreparationFailed! - - - - - - - - - - waiting!kill -"),
-        (waiting(asked), "staging-in! Stopped! - - - - - - - - Stopped! - waiting -"),
-        (staging_in(No), "- - ready! Exited! running PreProcessingError! - - - - - - staging-in!kill -"),
-        (staging_in(asked), "- - Stopped! Stopped! running Stopped! - - - - Stopped! - staging-in -"),
-        (ready(No), "- - - - running PreProcessingError! - - - - - - ready!kill -"),
-        (ready(asked), "- - - - running Stopped! - - - - Stopped! - ready -"),
-        (running(No), "- - - - - - staging-out - - - - running!kill running!kill -"),
-        (running(WallClock), "- - - - - - staging-out - - - - running running!kill -"),
-        (running(asked), "- - - - - - Stopped! - - - - running running -"),
-        (staging_out(0, false, No), "- - - - - - - Exited! - FileUploadError! - - staging-out!kill -"),
-        (staging_out(3, false, No), "- - - - - - - Exited! Exited! FileUploadError! - - staging-out!kill -"),
-        (staging_out(137, true, No), "- - - - - - - WallClockExpired! - FileUploadError! - - staging-out!kill -"),
-        (over, "- - - - - - - - - - - - Exited! forgotten"),
+        (waiting(No), "NotStarted! staging-in! PreparationFailed! - - - - - - - - - - waiting!kill -"),
+        (waiting(asked), "NotStarted! staging-in! Stopped! - - - - - - - - Stopped! - waiting -"),
+        (staging_in(No), "- - - ready! Exited! running PreProcessingError! - - - - - - staging-in!kill -"),
+        (staging_in(asked), "- - - Stopped! Stopped! running Stopped! - - - - Stopped! - staging-in -"),
+        (ready(No), "- - - - - running PreProcessingError! - - - - - - ready!kill -"),
+        (ready(asked), "- - - - - running Stopped! - - - - Stopped! - ready -"),
+        (running(No), "- - - - - - - staging-out - - - - running!kill running!kill -"),
+        (running(WallClock), "- - - - - - - staging-out - - - - running running!kill -"),
+        (running(asked), "- - - - - - - Stopped! - - - - running running -"),
+        (staging_out(0, false, No), "- - - - - - - - Exited! - FileUploadError! - - staging-out!kill -"),
+        (staging_out(3, false, No), "- - - - - - - - Exited! Exited! FileUploadError! - - staging-out!kill -"),
+        (staging_out(137, true, No), "- - - - - - - - WallClockExpired! - FileUploadError! - - staging-out!kill -"),
+        (over, "- - - - - - - - - - - - - Exited! forgotten"),
     ];
     for (state, expected) in table {
         let expected: Vec<&str> = expected.split(' ').collect();

@@ -8,6 +8,7 @@ impl World {
         for at in 0..self.agents.len() {
             if self.agents[at].lease_end <= self.mono {
                 // Without a lease nothing may run.
+                self.give_back_line(at);
                 for key in self.agents[at].alive.clone() {
                     self.end(at, key, EndCause::AgentFailure, 137);
                 }
@@ -26,7 +27,8 @@ impl World {
         let tasks: Vec<ReadyTask> = (0..self.rng.random_range(1..4))
             .map(|_| {
                 let row = self.next_row;
-                let needs = any_needs(&mut self.rng);
+                // Every other job has small tasks only: these may go ahead.
+                let needs = if job % 2 == 0 { Needs::slots(1) } else { any_needs(&mut self.rng) };
                 self.next_row += 1;
                 self.new_member(job, row);
                 self.insert_task(job, row, needs);
@@ -129,6 +131,7 @@ impl World {
             }
             78..=80 => self.connect(at),
             81..=83 => self.ask_lease(at),
+            84 if self.rng.random_bool(0.5) => self.give_back_line(at),
             84 => self.lose_stream(at),
             85 => {
                 if let Some(conn) = self.agents[at].conn {

@@ -42,6 +42,7 @@ impl World {
         agent.ready.clear();
         agent.dying.clear();
         agent.proceeded.clear();
+        agent.line.clear();
         agent.results.clear();
         agent.lease_end = Duration::ZERO;
         agent.incarnation += 1;
@@ -83,6 +84,9 @@ impl World {
 
     pub(super) fn drain(&mut self, at: usize, how: Option<RunningTasks>) {
         self.agents[at].draining = how;
+        if how.is_some() {
+            self.give_back_line(at);
+        }
         let status = self.status(at);
         if self.agents[at].conn.is_some() && !self.agents[at].leaving {
             self.agents[at].up.push_back(Up::Status(status));
@@ -93,6 +97,7 @@ impl World {
         if self.agents[at].conn.is_none() || self.agents[at].leaving {
             return;
         }
+        self.give_back_line(at);
         for key in self.agents[at].alive.clone() {
             self.end(at, key, EndCause::AgentFailure, 137);
         }
@@ -111,6 +116,7 @@ impl World {
         agent.stream += 1;
         self.next_conn += 1;
         let mut view: Vec<(Key, bool)> = agent.alive.iter().map(|key| (*key, false)).collect();
+        view.extend(agent.line.iter().map(|(key, _, _)| (*key, false)));
         view.extend(agent.results.iter().map(|(key, _)| (*key, true)));
         let hello = Hello { incarnation: agent.incarnation, stream: agent.stream, status, attempts: view };
         agent.up.push_back(Up::Hello(hello));
@@ -193,7 +199,14 @@ impl World {
         match agent.down.pop_front() {
             None => {}
             Some(Down::Assign(..) | Down::Stop(..) | Down::Release(_)) if agent.leaving => {}
-            Some(Down::Assign(key, job, done)) => self.arrive(at, key, job, done),
+            Some(Down::Assign(key, job, done)) => {
+                agent.line.push_back((key, job, done));
+                let drains = agent.draining.is_some();
+                self.begin(at);
+                if drains {
+                    self.give_back_line(at);
+                }
+            }
             Some(Down::Release(job)) => self.run_release(at, job),
             Some(Down::WordAck(sequence)) => agent.words.retain(|word| word.sequence != sequence),
             // Its process takes its time to die, and may end by itself meanwhile.
@@ -253,12 +266,39 @@ impl World {
             return;
         }
         agent.alive.retain(|alive| *alive != key);
-        let end =
-            AttemptEnd { start: None, end: now, exit_code: Some(code), failure: None, cause, outputs_kept: false };
+        let line = agent.line.len();
+        agent.line.retain(|(waits, _, _)| *waits != key);
+        let has_begun = cause != EndCause::NotStarted && agent.line.len() == line;
+        let cause = if has_begun { cause } else { EndCause::NotStarted };
+        let start = has_begun.then(|| now.minus(Duration::from_millis(self.rng.random_range(0..30))));
+        let end = AttemptEnd { start, end: now, exit_code: Some(code), failure: None, cause, outputs_kept: false };
         agent.results.push((key, end.clone()));
         if agent.conn.is_some() {
             agent.up.push_back(Up::Ended(key, end));
         }
         self.leave(at, key);
+        self.begin(at);
+    }
+
+    /// The first in line begin, as far as there are slots.
+    fn begin(&mut self, at: usize) {
+        loop {
+            let slots = |key: &Key| self.tasks.get(&key.0).map_or(1, |task| task.needs.slots);
+            let agent = &mut self.agents[at];
+            let used: u16 = agent.alive.iter().map(slots).sum();
+            let Some((first, job, done)) = agent.line.front().copied() else { return };
+            if used + slots(&first) > SLOTS {
+                return;
+            }
+            agent.line.pop_front();
+            self.arrive(at, first, job, done);
+        }
+    }
+
+    pub(super) fn give_back_line(&mut self, at: usize) {
+        let line = std::mem::take(&mut self.agents[at].line);
+        for (key, _, _) in line {
+            self.end(at, key, EndCause::NotStarted, 0);
+        }
     }
 }

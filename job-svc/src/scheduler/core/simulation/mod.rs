@@ -97,6 +97,8 @@ struct FakeAgent {
     proceeded: HashSet<Key>,
     /// Those that were told to stop.
     dying: HashSet<Key>,
+    /// Attempts that wait for a free slot.
+    line: VecDeque<(Key, JobKey, bool)>,
     /// Results that were not acknowledged.
     results: Vec<(Key, AttemptEnd)>,
     jobs: BTreeMap<JobKey, AgentJob>,
@@ -265,14 +267,15 @@ impl World {
         let mut instances: HashSet<(Row, u32)> = HashSet::new();
         for agent in &self.agents {
             let mut held = Held::default();
-            for (row, attempt, instance) in &agent.alive {
+            let line = agent.line.iter().map(|(key, _, _)| key);
+            for (row, attempt, instance) in agent.alive.iter().chain(line) {
                 let one = *alive.entry(*row).or_insert(*attempt);
                 assert_eq!(one, *attempt, "task {row} has two attempts");
                 assert!(instances.insert((*row, *instance)), "task {row} has two processes");
                 assert!(!self.deleted.contains(row), "task {row} is deleted and has a process");
-                if let Some(task) = self.tasks.get(row) {
-                    held.add(&task.needs);
-                }
+            }
+            for task in agent.alive.iter().filter_map(|(row, _, _)| self.tasks.get(row)) {
+                held.add(&task.needs);
             }
             assert!(held.slots <= u32::from(SLOTS) && held.memory_bytes <= MEMORY, "a node holds {held:?}");
             assert!(held.exclusive == 0 || agent.alive.len() == 1, "a node is not left alone: {:?}", agent.alive);
