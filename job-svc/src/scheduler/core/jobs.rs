@@ -8,7 +8,7 @@ impl Core {
         &mut self,
         key: JobKey,
         ready: Vec<ReadyTask>,
-        running: Vec<(ReadyTask, Vec<(u32, Arc<NodeId>)>)>,
+        running: Vec<(ReadyTask, Places)>,
         now: Now,
         fx: &mut Effects,
     ) {

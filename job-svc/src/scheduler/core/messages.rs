@@ -136,7 +136,7 @@ pub enum Input {
         /// Tasks that wait.
         ready: Vec<ReadyTask>,
         /// Tasks that run, with the instances that may still do so and their nodes.
-        running: Vec<(ReadyTask, Vec<(u32, Arc<NodeId>)>)>,
+        running: Vec<(ReadyTask, Places)>,
         /// What is known of its preparation and release on nodes of this pool.
         nodes: Vec<(Arc<NodeId>, OnNode)>,
         /// Tasks that wait for others.
@@ -173,7 +173,7 @@ pub enum Input {
         /// The task; its attempt is the former one.
         task: ReadyTask,
         /// Instances that may, with their nodes.
-        nodes: Vec<(u32, Arc<NodeId>)>,
+        nodes: Places,
     },
     /// What a task's exit conditions say about its job, of one that was given up.
     ExitAction {

@@ -84,6 +84,9 @@ pub type Row = u64;
 pub type JobKey = u64;
 /// One work stream; numbers are never used twice.
 pub type Conn = u64;
+/// Instances of an attempt that may run, with their nodes; 0 is all that most
+/// tasks have.
+pub type Places = Vec<(u32, Arc<NodeId>)>;
 /// Who waits for an answer.
 pub type ReplyId = u64;
 

@@ -214,14 +214,13 @@ impl World {
                 agent.dying.insert(key);
             }
             Some(Down::Stop(key)) => self.end(at, key, EndCause::Stopped, 137),
+            Some(Down::Proceed(key)) if !agent.alive.contains(&key) => {}
             Some(Down::Proceed(key)) => {
-                if agent.alive.contains(&key) {
-                    agent.proceeded.insert(key);
-                    let count = self.tasks.get(&key.0).map_or(0, |stored| u32::from(stored.needs.instances));
-                    for instance in 0..count {
-                        let ready = self.was_ready.contains(&(key.0, key.1, instance));
-                        assert!(ready, "task {} goes on without instance {instance}", key.0);
-                    }
+                agent.proceeded.insert(key);
+                let count = self.tasks.get(&key.0).map_or(0, |stored| u32::from(stored.needs.instances));
+                for instance in 0..count {
+                    let ready = self.was_ready.contains(&(key.0, key.1, instance));
+                    assert!(ready, "task {} goes on without instance {instance}", key.0);
                 }
             }
             Some(Down::Ack(key)) => {
