@@ -161,7 +161,7 @@ async fn patterns_and_names_that_lead_out_of_the_node() {
 async fn what_a_task_writes_is_followed_while_it_runs() {
     let (server, client, _) = world().await;
     let go = server.dir().join("go");
-    let script = format!("echo one; until [ -e '{}' ]; do sleep 0.02; done; echo two", go.display());
+    let script = format!("echo one; until [ -e {} ]; do sleep 0.02; done; echo two", go.display());
     // Who follows may come before the task has a node.
     job(&client, "follow", "p", &[]).await;
     let blocker = shell_task("blocker", &script);
