@@ -199,10 +199,7 @@ fn extend<'f>(
 ) -> Result<(), StoreError> {
     let run = match runs.get_mut(&topic) {
         Some(run) => Some(run),
-        None => match latest_run(connection, topic)? {
-            Some(run) => Some(runs.entry(topic).or_insert(run)),
-            None => None,
-        },
+        None => latest_run(connection, topic)?.map(|run| runs.entry(topic).or_insert(run)),
     };
     match run {
         Some(run) if position - run.last <= RUN_GAP => run.last = position,
