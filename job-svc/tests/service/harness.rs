@@ -358,10 +358,11 @@ pub fn started(key: AttemptKey) -> AttemptReport {
 }
 
 pub fn ended(key: AttemptKey, exit_code: Option<i32>, cause: EndCause) -> AttemptReport {
-    let now = Some(timestamp(Timestamp::now().as_micros()));
+    let now = Timestamp::now().as_micros();
     let ended = AttemptEnded {
-        start_time: now,
-        end_time: now,
+        // Long enough that the next task of the job is not assigned ahead of a free slot.
+        start_time: Some(timestamp(now - 1_000_000)),
+        end_time: Some(timestamp(now)),
         exit_code,
         failure: None,
         cause: cause.into(),
