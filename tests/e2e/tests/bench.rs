@@ -70,7 +70,7 @@ async fn loads_and_numbers_of_nodes() {
 async fn simulated_nodes_need_the_key_of_the_deployment() {
     let output = command(&kiln())
         .args(["bench", "tasks", "--simulated", "--endpoint", "http://127.0.0.1:9", "--account", "a"])
-        .env("KILN_ACCOUNT_KEY", "a2V5")
+        .env("KILN_ACCOUNT_KEY", "a2V5LWtleS1rZXkta2V5LWtleS0=")
         .output()
         .await
         .unwrap();
