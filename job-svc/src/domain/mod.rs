@@ -1,6 +1,7 @@
 //! The rules of jobs and tasks, free of clock, network and database.
 //!
 //! - [`task`]: the state machine of a task and the rule of retries;
+//! - [`cause`]: why attempts are given back or given up;
 //! - [`job`]: the state machine of a job;
 //! - [`auto_pool`]: pools that jobs bring along;
 //! - [`schedule`]: when a schedule creates its jobs;
@@ -18,6 +19,7 @@
 //! - [`error`]: everything that can be refused.
 
 pub mod auto_pool;
+pub mod cause;
 pub mod dependencies;
 pub mod error;
 pub mod etag;
