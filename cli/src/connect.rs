@@ -21,6 +21,8 @@ pub struct Target {
     pub account: String,
     /// One of its keys; Base64.
     pub key: String,
+    /// File with the authorities that vouch for it; absent means those of this system.
+    pub authority: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Target {
@@ -45,6 +47,10 @@ pub struct ConnectArgs {
     /// [env: KILN_DATA; default: ~/.local/share/kiln]
     #[arg(long, global = true, value_name = "DIR", help_heading = "Connection")]
     pub data: Option<PathBuf>,
+    /// File with the certificate authority of an https server (PEM)
+    /// [env: KILN_CA_FILE; default: what this system trusts]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
+    pub ca_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for ConnectArgs {
@@ -95,10 +101,22 @@ impl ConnectArgs {
             .or_else(|| local.as_ref().map(|target| target.account.clone()));
         let key = lookup("KILN_ACCOUNT_KEY").or_else(|| local.map(|target| target.key));
         match (account, key) {
-            (Some(account), Some(key)) => Ok(Some(Target { endpoint, account, key })),
+            (Some(account), Some(key)) => {
+                let authority = self.authority_with(lookup);
+                Ok(Some(Target { endpoint, account, key, authority }))
+            }
             (None, _) => Err(missing(&endpoint, "KILN_ACCOUNT (or --account)")),
             (_, None) => Err(missing(&endpoint, "KILN_ACCOUNT_KEY")),
         }
+    }
+
+    /// File with the authorities to trust, if one is named.
+    pub fn authority(&self) -> Option<PathBuf> {
+        self.authority_with(&environment)
+    }
+
+    fn authority_with(&self, lookup: Lookup<'_>) -> Option<PathBuf> {
+        self.ca_file.clone().or_else(|| lookup("KILN_CA_FILE").map(PathBuf::from))
     }
 
     /// The server that runs on the data directory.
@@ -106,7 +124,12 @@ impl ConnectArgs {
         let data = self.data_dir()?;
         let Some(running) = Running::find(&data) else { return Ok(None) };
         let Some(deployment) = Deployment::read(&data)? else { return Ok(None) };
-        Ok(Some(Target { endpoint: running.endpoint, account: deployment.account, key: deployment.key1 }))
+        Ok(Some(Target {
+            endpoint: running.endpoint,
+            account: deployment.account,
+            key: deployment.key1,
+            authority: None,
+        }))
     }
 
     /// The server; an error that says what to do if there is none.
@@ -143,7 +166,12 @@ impl Target {
     /// # Errors
     /// If endpoint or key are malformed.
     pub fn client(&self) -> Outcome<Client> {
-        Client::connect(&self.endpoint, &self.account, &self.key).map_err(|error| Failure::Usage(error.to_string()))
+        let Self { endpoint, account, key, authority } = self;
+        let client = match authority {
+            Some(authority) => Client::connect_trusting(endpoint, account, key, authority),
+            None => Client::connect(endpoint, account, key),
+        };
+        client.map_err(|error| Failure::Usage(error.to_string()))
     }
 }
 
@@ -167,8 +195,12 @@ mod tests {
         let held = DataDir::lock(dir.path()).unwrap();
         let deployment = Deployment::create(Wanted::default()).unwrap();
         deployment.write(dir.path()).unwrap();
-        let running =
-            Running { pid: 1, endpoint: "http://127.0.0.1:9".to_owned(), blob_endpoint: "http://b".to_owned() };
+        let running = Running {
+            pid: 1,
+            endpoint: "http://127.0.0.1:9".to_owned(),
+            blob_endpoint: "http://b".to_owned(),
+            processes: Vec::new(),
+        };
         running.announce(dir.path()).unwrap();
         let local = of_data.find_with(&none).unwrap().unwrap();
         assert_eq!((local.endpoint.as_str(), &local.key), ("http://127.0.0.1:9", &deployment.key1));

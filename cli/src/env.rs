@@ -24,9 +24,16 @@ pub fn variables(data: &Path) -> Outcome<Vec<(&'static str, String)>> {
     };
     let Deployment { account, key1: key, .. } = deployment;
     let blob_endpoint = format!("{blobs}/{account}");
-    let connection =
-        format!("DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};BlobEndpoint={blob_endpoint};");
-    Ok(vec![
+    Ok(of(account, key, endpoint, blob_endpoint))
+}
+
+/// Names and values for an account; `blob_endpoint` is its own.
+pub fn of(account: String, key: String, endpoint: String, blob_endpoint: String) -> Vec<(&'static str, String)> {
+    let protocol = if blob_endpoint.starts_with("https:") { "https" } else { "http" };
+    let connection = format!(
+        "DefaultEndpointsProtocol={protocol};AccountName={account};AccountKey={key};BlobEndpoint={blob_endpoint};"
+    );
+    vec![
         ("KILN_ENDPOINT", endpoint.clone()),
         ("KILN_ACCOUNT", account.clone()),
         ("KILN_ACCOUNT_KEY", key.clone()),
@@ -37,7 +44,12 @@ pub fn variables(data: &Path) -> Outcome<Vec<(&'static str, String)>> {
         ("AZURE_STORAGE_ACCOUNT", account),
         ("AZURE_STORAGE_KEY", key),
         ("AZURE_STORAGE_BLOB_ENDPOINT", blob_endpoint),
-    ])
+    ]
+}
+
+/// Prints them for the shell.
+pub fn print(variables: Vec<(&'static str, String)>) {
+    crate::output::text_block(format_args!("{}", exports(&variables)));
 }
 
 /// `kiln env`.
@@ -45,7 +57,7 @@ pub fn variables(data: &Path) -> Outcome<Vec<(&'static str, String)>> {
 /// # Errors
 /// As [`variables`].
 pub fn command(data: &Path) -> Outcome {
-    crate::output::text_block(format_args!("{}", exports(&variables(data)?)));
+    print(variables(data)?);
     Ok(())
 }
 

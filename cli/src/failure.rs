@@ -96,9 +96,12 @@ impl From<kiln_error::Error> for Failure {
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         if status.code() == tonic::Code::Unavailable && std::error::Error::source(&status).is_some() {
+            let why = innermost(&status);
+            if why.starts_with("TLS with") {
+                return Self::Unreachable(format!("{why}; --ca-file names an authority to trust"));
+            }
             return Self::Unreachable(format!(
-                "the server does not answer ({}); is it running? Start one with `kiln up`, or set KILN_ENDPOINT",
-                innermost(&status)
+                "the server does not answer ({why}); is it running? Start one with `kiln up`, or set KILN_ENDPOINT"
             ));
         }
         Self::Service(kiln_error::Error::from(status))

@@ -90,10 +90,16 @@ enum Command {
     Logs(commands::logs::LogsArgs),
     /// Show the event log of the account
     Events(commands::events::EventsArgs),
+    /// Accounts of a deployment whose services run apart
+    #[command(subcommand)]
+    Account(commands::account::AccountCommand),
     /// Measure how fast a deployment is, beside what the machine allows
     ///
     /// A server is started for it, unless --endpoint or --data names one.
     Bench(bench::BenchArgs),
+    /// Certificates of a private authority, for TLS between services
+    #[command(subcommand)]
+    Certs(commands::certs::CertsCommand),
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -104,6 +110,11 @@ enum Command {
         /// The directory; made if need be
         directory: PathBuf,
     },
+    /// Show the server of a data directory, and its processes if it has more than one
+    Status,
+    /// Run one service of a deployment; `kiln up --cluster-dev` does
+    #[command(hide = true)]
+    Service(up::cluster::service::ServiceArgs),
     /// Run a node's agent; the local provider does
     #[command(hide = true)]
     Agent(node_agent::AgentArgs),
@@ -123,6 +134,19 @@ struct UpArgs {
     /// Log as JSON lines
     #[arg(long)]
     log_json: bool,
+    /// The shape of a cluster, to try it: replicas as processes, PostgreSQL, RabbitMQ
+    #[arg(long)]
+    cluster_dev: bool,
+    /// Processes of each service that can have several
+    #[arg(long, value_name = "N", requires = "cluster_dev", default_value_t = 2,
+        value_parser = clap::value_parser!(u16).range(1..=8))]
+    replicas: u16,
+    /// PostgreSQL; the deployment has schemas of its own in it
+    #[arg(long, value_name = "URL", requires = "cluster_dev", default_value = up::cluster::DATABASE_URL)]
+    database_url: String,
+    /// RabbitMQ; the deployment has queues of its own in it
+    #[arg(long, value_name = "URL", requires = "cluster_dev", default_value = up::cluster::AMQP_URL)]
+    amqp_url: String,
 }
 
 /// Carries out a command line; gives the exit code of the process.
@@ -143,26 +167,46 @@ fn dispatch(cli: Cli) -> Outcome {
     match command {
         // Runs on every node: its own small runtime, nothing of ours.
         Command::Agent(args) => Ok(node_agent::main_with(args)?),
+        Command::Service(args) => args.run(),
+        Command::Status => commands::status::command(output, &connect.data_dir()?),
         Command::Env => env::command(&connect.data_dir()?),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut std::io::stdout());
             Ok(())
         }
         Command::Man { directory } => write_man_pages(&directory),
+        Command::Certs(command) => commands::certs::run(output, command),
         Command::Up(args) => {
             let data = connect.data_dir()?;
             let addresses = up::Addresses { gateway: args.listen, blob: args.blob_listen, advertise: args.advertise };
             let format = if args.log_json { LogFormat::Json } else { LogFormat::Plain };
+            if args.cluster_dev {
+                let options = up::cluster::Options {
+                    replicas: args.replicas.into(),
+                    database_url: args.database_url,
+                    amqp_url: args.amqp_url,
+                };
+                return with_runtime(Threads::Many, format, "info", || async move {
+                    up::cluster::command(&data, &addresses, &options).await
+                });
+            }
             with_runtime(Threads::Many, format, "info", || async move { up::command(&data, &addresses).await })
         }
         Command::Bench(args) => {
             with_runtime(Threads::Many, LogFormat::Plain, "error", || bench::command(connect, output, args))
+        }
+        Command::Node(commands::node::NodeCommand::Join(args)) => {
+            with_runtime(Threads::One, LogFormat::Plain, "warn", || commands::node_join::run(connect, args))
         }
         // These two may start a server of their own.
         Command::Run(args) => {
             with_runtime(Threads::Many, LogFormat::Plain, "error", || run::command(connect, output, args))
         }
         Command::Exec(args) => with_runtime(Threads::Many, LogFormat::Plain, "error", || exec::command(connect, args)),
+        // Comes before there is anything to connect as.
+        Command::Account(command) => with_runtime(Threads::One, LogFormat::Plain, "warn", || async move {
+            commands::account::run(&connect, command).await
+        }),
         command => with_runtime(Threads::One, LogFormat::Plain, "warn", || async move {
             let target = connect.require()?;
             let client = target.client()?;
@@ -179,9 +223,13 @@ fn dispatch(cli: Cli) -> Outcome {
                 // Dispatched above.
                 Command::Up(_)
                 | Command::Env
+                | Command::Status
+                | Command::Service(_)
                 | Command::Run(_)
                 | Command::Exec(_)
+                | Command::Account(_)
                 | Command::Bench(_)
+                | Command::Certs(_)
                 | Command::Completions { .. }
                 | Command::Man { .. }
                 | Command::Agent(_) => Ok(()),
@@ -251,6 +299,9 @@ mod tests {
         for line in [
             "kiln up",
             "kiln up --data d --listen 127.0.0.1:0 --blob-listen 127.0.0.1:0",
+            "kiln up --cluster-dev --replicas 3 --database-url postgres://h/d --amqp-url amqp://h",
+            "kiln service job-svc --config f --with-parent",
+            "kiln status --output json",
             "kiln env --data d",
             "kiln run w.yaml --set a=1 --set b=x=y --keep --output json",
             "kiln exec -- true",
@@ -264,12 +315,23 @@ mod tests {
             "kiln watch j",
             "kiln logs -f j t --stderr",
             "kiln events --type job.task",
+            "kiln account create alpha --cluster-key-file k --endpoint http://g:1 --storage http://s:2",
             "kiln bench tasks --count 10 --nodes 2 --slots 1 --simulated --repeat 1 --output json",
             "kiln bench latency --queued 5 --by poll",
             "kiln bench latency --load 100,1000",
             "kiln bench submit --count 5",
             "kiln bench nodes --nodes 10,1000",
             "kiln bench core --count 10",
+            "kiln node token --pool p --valid 2h --uses 5",
+            "kiln node join --token t --endpoint http://127.0.0.1:7462",
+            "kiln node join --dir d --keep",
+            "kiln certs init",
+            "kiln certs issue service --name pool-svc --host pool.example --days 30",
+            "kiln certs issue gateway --host batch.example --dir d",
+            "kiln certs issue node",
+            "kiln certs renew pool-svc",
+            "kiln certs renew --within 30",
+            "kiln certs show --output json",
             "kiln completions zsh",
             "kiln man m",
             "kiln agent --join f",
@@ -287,6 +349,12 @@ mod tests {
             "kiln run",
             "kiln run w.yaml --set a",
             "kiln up --listen x",
+            "kiln up --replicas 2",
+            "kiln up --cluster-dev --replicas 0",
+            "kiln service agent",
+            "kiln certs issue",
+            "kiln certs issue service",
+            "kiln certs issue service --name a --days 0",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

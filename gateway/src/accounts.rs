@@ -113,9 +113,10 @@ impl Accounts {
                 let account = self.get(&account).await?.ok_or_else(|| failed("the account does not exist"))?;
                 Ok(Caller { account, job: Some(JobScope { job, created_micros }) })
             }
-            Principal::Service { .. } | Principal::Join { .. } | Principal::Node { .. } => {
-                Err(failed("this token is not one of an account or of a task"))
-            }
+            Principal::Service { .. }
+            | Principal::PoolJoin { .. }
+            | Principal::Join { .. }
+            | Principal::Node { .. } => Err(failed("this token is not one of an account or of a task")),
         }
     }
 }
@@ -125,7 +126,7 @@ mod tests {
     use kiln_auth::token::Claims;
 
     use super::*;
-    use crate::store::sqlite::SqliteStore;
+    use crate::store::sql::SqlStore;
 
     fn account(name: &str) -> Account {
         let key = || SecretKey::generate().to_base64();
@@ -139,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn replaced_keys_are_void_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
+        let store = SqlStore::open(&dir.path().join("g.db")).await.unwrap();
         let accounts = Accounts::new(Arc::new(store), Arc::new(SecretKey::generate()));
         assert!(accounts.get("demo").await.unwrap().is_none());
         assert!(accounts.get("no/name").await.unwrap().is_none());
@@ -163,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn tokens_of_others_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
+        let store = SqlStore::open(&dir.path().join("g.db")).await.unwrap();
         let accounts = Accounts::new(Arc::new(store), Arc::new(SecretKey::generate()));
         let demo = account("demo");
         accounts.put(&demo).await.unwrap();
@@ -178,7 +179,7 @@ mod tests {
     #[tokio::test]
     async fn tokens_of_tasks_are_signed_with_the_cluster_key() {
         let dir = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&dir.path().join("g.db")).await.unwrap();
+        let store = SqlStore::open(&dir.path().join("g.db")).await.unwrap();
         let cluster_key = Arc::new(SecretKey::generate());
         let accounts = Accounts::new(Arc::new(store), cluster_key.clone());
         let demo = account("demo");

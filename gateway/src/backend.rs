@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_error::Error;
-use kiln_grpc::{ServiceAuth, ServiceChannel, connect_lazy};
+use kiln_grpc::{ServiceAuth, ServiceChannel};
 use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
@@ -80,10 +80,9 @@ impl Backends {
     /// If an endpoint is no URL.
     pub fn connect(config: &Config, auth: ServiceAuth) -> Result<Self, Error> {
         Ok(Self {
-            auth,
-            pool: connect_lazy(&config.pool_endpoint)?,
-            job: connect_lazy(&config.job_endpoint)?,
-            monitor: connect_lazy(&config.monitor_endpoint)?,
+            pool: auth.channel(&config.pool_endpoint, Service::Pool.name())?,
+            job: auth.channel(&config.job_endpoint, Service::Job.name())?,
+            monitor: auth.channel(&config.monitor_endpoint, Service::Monitor.name())?,
             endpoints: Arc::new([
                 config.storage_endpoint.clone(),
                 config.pool_endpoint.clone(),
@@ -91,6 +90,7 @@ impl Backends {
                 config.monitor_endpoint.clone(),
             ]),
             passing: Arc::default(),
+            auth,
         })
     }
 
@@ -104,7 +104,7 @@ impl Backends {
         if let Some(channel) = passing.get(&key) {
             return Ok(channel.clone());
         }
-        let channel = connect_lazy(&self.endpoints[service as usize])?;
+        let channel = self.auth.channel(&self.endpoints[service as usize], service.name())?;
         passing.insert(key, channel.clone());
         Ok(channel)
     }

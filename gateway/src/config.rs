@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use kiln_config::{ConfigError, check};
-use kiln_service::{Common, Settings};
+use kiln_service::{Common, PublicPort, Settings};
+use kiln_store::StoreConfig;
 use serde::Deserialize;
 
 /// Requests of one account that may be open at once, if nothing is set.
@@ -26,15 +27,17 @@ pub struct RawConfig {
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Directory of `gateway.db`.
+    /// Directory of the gateway's files.
     pub data_dir: PathBuf,
-    /// URL of storage-svc's gRPC port.
+    /// Where the records are.
+    pub store: StoreConfig,
+    /// URLs of storage-svc's gRPC port, one per replica, separated by commas.
     pub storage_endpoint: String,
-    /// URL of pool-svc.
+    /// URLs of pool-svc, one per replica, separated by commas.
     pub pool_endpoint: String,
-    /// URL of job-svc.
+    /// URLs of job-svc, one per replica, separated by commas.
     pub job_endpoint: String,
-    /// URL of monitor-svc.
+    /// URLs of monitor-svc, one per replica, separated by commas.
     pub monitor_endpoint: String,
     /// URL of the blob data plane that clients use, without account.
     pub public_blob_endpoint: String,
@@ -56,8 +59,10 @@ impl Config {
         public_blob_endpoint: impl Into<String>,
         batch_endpoint: impl Into<String>,
     ) -> Self {
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            store: data_dir.join("gateway.db").into(),
+            data_dir,
             storage_endpoint: storage_endpoint.into(),
             pool_endpoint: pool_endpoint.into(),
             job_endpoint: job_endpoint.into(),
@@ -76,19 +81,24 @@ impl Settings for RawConfig {
     const ENV_PREFIX: &'static str = "KILN_GATEWAY_";
     const LISTEN: &'static str = "127.0.0.1:7450";
     const ON_BUS: bool = false;
+    const PUBLIC_PORT: PublicPort = PublicPort::Main;
 
     fn validate(self, common: &Common) -> Result<Config, ConfigError> {
         let url = |key, given| check::url(key, &check::required::<String>(key, given)?);
-        let batch = self.batch_endpoint.unwrap_or_else(|| format!("http://{}", common.listen));
+        let urls = |key, given| check::urls(key, &check::required::<String>(key, given)?);
+        let inner = |key, given| common.tls.check_url(key, urls(key, given)?);
+        let scheme = if common.tls.is_public() { "https" } else { "http" };
+        let batch = self.batch_endpoint.unwrap_or_else(|| format!("{scheme}://{}", common.listen));
         let mut config = Config::new(
             &common.data_dir,
-            url("storage_endpoint", self.storage_endpoint)?,
-            url("pool_endpoint", self.pool_endpoint)?,
-            url("job_endpoint", self.job_endpoint)?,
-            url("monitor_endpoint", self.monitor_endpoint)?,
+            inner("storage_endpoint", self.storage_endpoint)?,
+            inner("pool_endpoint", self.pool_endpoint)?,
+            inner("job_endpoint", self.job_endpoint)?,
+            inner("monitor_endpoint", self.monitor_endpoint)?,
             url("public_blob_endpoint", self.public_blob_endpoint)?,
             url("batch_endpoint", Some(batch))?,
         );
+        config.store = common.store.clone();
         if let Some(limit) = self.max_open_requests {
             config.max_open_requests = check::within("max_open_requests", limit, usize::MAX)?;
         }

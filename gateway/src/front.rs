@@ -153,7 +153,11 @@ impl Inner {
                 let channel = self.backends.passing(backend, &account)?;
                 proxy::forward(channel, backend.name(), request).instrument(span).await
             }
-            None => self.local_answer(request).await,
+            None => {
+                // From here on the gateway itself calls, whose token needs no certificate within its process.
+                request.extensions_mut().remove::<kiln_tls::Peer>();
+                self.local_answer(request).await
+            }
         };
         let response = match refusal {
             Some(refusal) => refusal.apply(response),

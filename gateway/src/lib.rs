@@ -33,6 +33,7 @@ pub mod front;
 pub mod job_access;
 pub mod limit;
 pub mod metrics;
+pub mod process;
 pub mod proxy;
 pub mod rest;
 pub mod rights;
@@ -43,8 +44,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use kiln_auth::SecretKey;
-use kiln_grpc::{Readiness, Server, ServiceAuth, serve_http};
-use tokio::net::TcpListener;
+use kiln_grpc::{Port, Readiness, Server, ServiceAuth, serve_http};
+use kiln_tls::ClientTls;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -55,7 +56,7 @@ use front::Front;
 use limit::AccountLimits;
 use metrics::Metrics;
 use rest::Rest;
-use store::sqlite::SqliteStore;
+use store::sql::SqlStore;
 
 /// What the process gives the gateway.
 #[derive(Debug, Clone)]
@@ -63,19 +64,22 @@ pub struct Deps {
     /// Signs the gateway's own calls, checks those of other services and the
     /// tokens of tasks.
     pub cluster_key: Arc<SecretKey>,
+    /// For calls to the services behind; absent where they are plain.
+    pub tls: Option<ClientTls>,
 }
 
 /// Serves gRPC, REST and the operator's paths on `listener` until `shutdown`.
 ///
 /// # Errors
 /// If the store cannot be opened, an endpoint is no URL, or the listener fails.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let port = port.into();
     tokio::fs::create_dir_all(&config.data_dir)
         .await
         .with_context(|| format!("data directory {}", config.data_dir.display()))?;
-    let store = SqliteStore::open(&config.data_dir.join("gateway.db")).await.context("gateway store")?;
+    let store = SqlStore::open(&config.store).await.with_context(|| format!("the store {}", config.store))?;
     let accounts = Accounts::new(Arc::new(store), deps.cluster_key.clone());
-    let auth = ServiceAuth::new("gateway", deps.cluster_key.clone());
+    let auth = ServiceAuth::new("gateway", deps.cluster_key.clone()).with_tls(deps.tls);
     let backends = Backends::connect(&config, auth)?;
     let metrics = Metrics::new()?;
     let limits = AccountLimits::new(config.max_open_requests);
@@ -93,8 +97,8 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let front = Front::new(accounts, backends, limits, metrics, local, rest);
 
     readiness.set(true);
-    tracing::info!(address = ?listener.local_addr().ok(), "the gateway is open");
-    serve_http("gateway", listener, front.into_router(), shutdown).await.context("gateway listener")?;
-    readiness.set(false);
+    readiness.end_with(shutdown.clone());
+    tracing::info!(address = ?port.local_addr().ok(), "the gateway is open");
+    serve_http("gateway", port, front.into_router(), shutdown).await.context("gateway listener")?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Ends tasks that are too old, whatever they do.
 //!
 //! Looks once an hour, a bounded number of tasks at a time, and leaves the end
-//! itself to the schedulers. Jobs that are over keep their tasks as they are.
+//! itself to the schedulers; of several replicas each sees to its own pools. Jobs that are over keep their tasks as they are.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,6 +65,10 @@ impl Aging {
             after = last.row;
             let mut answers = Vec::with_capacity(page.len());
             for old in page {
+                // The replica that has the pool looks, too.
+                if self.registry.is_shared() && self.registry.here(&old.account, &old.pool).is_none() {
+                    continue;
+                }
                 let (reply, answer) = oneshot::channel();
                 let command = Command { job: old.job, row: old.row, needs: old.facts.needs, answer: None, reply };
                 self.registry.tell(&old.account, &old.pool, Note::Terminate(command)).await;

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_config::ConfigError;
+use kiln_config::{ConfigError, check};
 use kiln_service::{Common, Settings};
+use kiln_store::StoreConfig;
 use serde::Deserialize;
 
 /// The service's own settings, as file, environment and flags give them.
@@ -17,13 +18,19 @@ pub struct RawConfig {
     pub lease_margin_ms: Option<u64>,
     /// How long the states between two others stay visible after a call.
     pub transition_linger_ms: Option<u64>,
+    /// How long a replica may be silent before others take its pools.
+    pub pool_lease_ms: Option<u64>,
+    /// Where agents and other replicas reach this one.
+    pub advertised_endpoint: Option<String>,
 }
 
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the database lives.
+    /// Directory of the service's files.
     pub data_dir: PathBuf,
+    /// Where the records are.
+    pub store: StoreConfig,
     /// How long a node may run without hearing from us.
     pub lease: Duration,
     /// What we add before its tasks are given to somebody else.
@@ -32,6 +39,12 @@ pub struct Config {
     /// after the call that caused them, so that a client that looks once right
     /// after its call sees what it asked for.
     pub transition_linger: Duration,
+    /// How long a replica may be silent before others take its pools; it renews
+    /// them three times in that.
+    pub pool_lease: Duration,
+    /// Where agents and other replicas reach this one, if that is not the address
+    /// it listens on.
+    pub advertised_endpoint: Option<String>,
     /// Encoded task specs that are kept in memory for each pool, in bytes.
     pub spec_cache_bytes: usize,
 }
@@ -40,10 +53,13 @@ impl Config {
     /// Settings with defaults for everything but the place of the data.
     pub fn new(data_dir: PathBuf) -> Self {
         Self {
+            store: data_dir.join("job-svc.db").into(),
             data_dir,
             lease: Duration::from_secs(30),
             lease_margin: Duration::from_secs(5),
             transition_linger: Duration::from_millis(200),
+            pool_lease: Duration::from_secs(3),
+            advertised_endpoint: None,
             spec_cache_bytes: 32 * 1024 * 1024,
         }
     }
@@ -59,11 +75,24 @@ impl Settings for RawConfig {
     fn validate(self, common: &Common) -> Result<Config, ConfigError> {
         let defaults = Config::new(common.data_dir.clone());
         let config = Config {
+            store: common.store.clone(),
             lease: self.lease_ms.map_or(defaults.lease, Duration::from_millis),
             lease_margin: self.lease_margin_ms.map_or(defaults.lease_margin, Duration::from_millis),
             transition_linger: self.transition_linger_ms.map_or(defaults.transition_linger, Duration::from_millis),
+            pool_lease: self.pool_lease_ms.map_or(defaults.pool_lease, Duration::from_millis),
+            advertised_endpoint: self
+                .advertised_endpoint
+                .map(|endpoint| {
+                    let key = "advertised_endpoint";
+                    common.tls.check_url(key, check::url(key, &endpoint)?)
+                })
+                .transpose()?,
             ..defaults
         };
+        if config.pool_lease < Duration::from_millis(300) || config.pool_lease > Duration::from_secs(60) {
+            let given = config.pool_lease.as_millis();
+            return Err(ConfigError::value("pool_lease_ms", given, "must be between 300 and 60000"));
+        }
         if config.lease < Duration::from_millis(100) || config.lease > Duration::from_secs(3600) {
             let given = config.lease.as_millis();
             return Err(ConfigError::value("lease_ms", given, "must be between 100 and 3600000"));
@@ -94,5 +123,7 @@ mod tests {
     fn senseless_leases_are_refused() {
         let raw = RawConfig { lease_ms: Some(5), ..RawConfig::default() };
         assert!(matches!(raw.validate(&example().0), Err(ConfigError::Value { key: "lease_ms", .. })));
+        let raw = RawConfig { pool_lease_ms: Some(5), ..RawConfig::default() };
+        assert!(matches!(raw.validate(&example().0), Err(ConfigError::Value { key: "pool_lease_ms", .. })));
     }
 }

@@ -29,7 +29,7 @@ const POSTPONE: Duration = Duration::from_secs(30);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ticker {
     /// The schedules.
     pub store: Arc<dyn ScheduleStore>,

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use kiln_config::{ConfigError, check};
 use kiln_service::{Common, Settings};
+use kiln_store::StoreConfig;
 use serde::Deserialize;
 
 /// How `run` works.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `monitor.db` lies here.
+    /// Directory of the service's files.
     pub data_dir: PathBuf,
+    /// Where the records are.
+    pub store: StoreConfig,
     /// What the event log keeps.
     pub retention: Retention,
     /// A watch stream on which nothing happens gets a message this often.
@@ -38,8 +41,10 @@ pub struct Retention {
 impl Config {
     /// The defaults, with the store below `data_dir`.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            store: data_dir.join("monitor-svc.db").into(),
+            data_dir,
             retention: Retention {
                 age: Duration::from_secs(30 * 86_400),
                 max_events: 50_000_000,
@@ -80,6 +85,7 @@ impl Settings for RawConfig {
 
     fn validate(self, common: &Common) -> Result<Config, ConfigError> {
         let mut config = Config::new(&common.data_dir);
+        config.store = common.store.clone();
         if let Some(days) = self.retention_days {
             config.retention.age = Duration::from_secs(check::within("retention_days", days, 36_500)? * 86_400);
         }

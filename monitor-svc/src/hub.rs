@@ -1,7 +1,8 @@
 //! Wakes the watchers of what has changed, and only those.
 //!
 //! A watcher registers for its topic, then reads the store, then waits: an
-//! event that is committed after its read wakes it.
+//! event that is committed after its read wakes it. Of what another replica has
+//! committed no topics are known: then all look.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +48,15 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// Wakes all watchers.
+    pub fn wake_all(&self) {
+        for sender in self.topics.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            sender.send_replace(());
+        }
+    }
+}
+
 impl Interest {
     /// Completes when something was committed since the last time.
     pub async fn changed(&mut self) {
@@ -83,6 +93,8 @@ mod tests {
         assert!(one.changed().now_or_never().is_some());
         assert!(one.changed().now_or_never().is_none());
         assert!(two.changed().now_or_never().is_none() && other.changed().now_or_never().is_none());
+        hub.wake_all();
+        assert!(two.changed().now_or_never().is_some() && other.changed().now_or_never().is_some());
         drop((one, two, other));
         assert!(hub.topics.lock().unwrap().is_empty());
     }

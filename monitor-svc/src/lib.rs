@@ -19,20 +19,24 @@ pub mod domain;
 pub mod hub;
 pub mod ingest;
 pub mod metrics;
+pub mod process;
 pub mod store;
 pub mod upkeep;
 pub mod watch;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kiln_bus::Bus;
 use kiln_proto::monitor::v1::monitor_service_server::MonitorServiceServer;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, RawConfig};
+
+/// After commits of another replica, watchers look this often at most.
+const WAKE_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the service needs from outside.
 #[derive(Debug, Clone)]
@@ -47,11 +51,17 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the store cannot be opened or the listener fails for good.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    deps: Deps,
+    port: impl Into<kiln_grpc::Port>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     tokio::fs::create_dir_all(&config.data_dir).await.context(format!("data_dir {:?}", config.data_dir))?;
-    let file = config.data_dir.join("monitor-svc.db");
-    let store: Arc<dyn store::Store> =
-        Arc::new(store::sqlite::SqliteStore::open(&file).await.context(format!("store {file:?}"))?);
+    let opened = store::sql::SqlStore::open(&config.store).await;
+    let opened = opened.with_context(|| format!("the store {}", config.store))?;
+    let database = opened.database().clone();
+    let store: Arc<dyn store::Store> = Arc::new(opened);
     let registry = prometheus::Registry::new();
     let metrics = metrics::Metrics::new(&registry)?;
     metrics.log_events.set(store.log().await?.events);
@@ -76,7 +86,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     let upkeep = upkeep::Upkeep { store: store.clone(), retention: config.retention, metrics: metrics.clone() };
     let api = api::Api {
         store,
-        hub,
+        hub: hub.clone(),
         metrics,
         watchers: Arc::new(Semaphore::new(config.max_watchers)),
         keep_alive: config.keep_alive,
@@ -94,11 +104,22 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
             }
         }
     });
+    // Of several replicas one gets the events; the watchers here hear of its commits.
+    let waking = kiln_telemetry::spawn({
+        let (hub, stop) = (hub.clone(), stop.clone());
+        async move {
+            tokio::select! {
+                () = database.each_commit_elsewhere(WAKE_PAUSE, || hub.wake_all()) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    });
     let tidying = kiln_telemetry::spawn(upkeep.run(stop.clone()));
     let routes = tonic::service::Routes::new(MonitorServiceServer::new(api));
-    server.serve(listener, routes, shutdown).await?;
+    server.serve(port, routes, shutdown).await?;
     stop.cancel();
     ingesting.await?;
     tidying.await?;
+    waking.await?;
     Ok(())
 }

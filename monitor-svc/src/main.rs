@@ -1,12 +1,7 @@
-//! monitor-svc as a process of its own; `deploy/config/monitor-svc.toml` explains its settings.
+//! monitor-svc as a program of its own; `kiln service monitor-svc` runs the same code.
 
 use std::process::ExitCode;
 
-use monitor_svc::{Deps, RawConfig};
-
 fn main() -> ExitCode {
-    kiln_service::main::<RawConfig, _, _>(|config, shell| {
-        let deps = Deps { cluster_key: shell.cluster_key, bus: shell.bus };
-        monitor_svc::run(config, deps, shell.listener, shell.shutdown)
-    })
+    monitor_svc::process::main(&kiln_service::flags::<monitor_svc::RawConfig>())
 }

@@ -20,6 +20,7 @@ use kiln_proto::monitor::v1::*;
 use kiln_proto::pool::v1::NodeState;
 use kiln_proto::time::{duration, timestamp};
 use kiln_store::outbox::{self, NewEvent};
+use kiln_store::testing::TestStore;
 use kiln_store::{Database, Durability, Migration, StoreError};
 use kiln_testkit::eventually;
 use prost::Message as _;
@@ -40,11 +41,14 @@ struct Service {
 
 impl Service {
     async fn start(dir: &std::path::Path, bus: Arc<dyn Bus>, key: &Arc<SecretKey>) -> Self {
+        let config = monitor_svc::Config { keep_alive: Duration::from_millis(100), ..monitor_svc::Config::new(dir) };
+        Self::start_with(config, bus, key).await
+    }
+
+    async fn start_with(mut config: monitor_svc::Config, bus: Arc<dyn Bus>, key: &Arc<SecretKey>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let mut config = monitor_svc::Config::new(dir);
-        config.keep_alive = Duration::from_millis(100);
         // The tests' events are from 2023.
         config.retention.age = Duration::from_secs(100 * 365 * 86_400);
         let deps = monitor_svc::Deps { cluster_key: key.clone(), bus };
@@ -232,6 +236,47 @@ async fn watchers_that_come_and_go_see_every_event_once_and_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn watchers_at_any_replica_see_what_the_one_that_has_the_queue_takes_in() {
+    let (place, dir, key) = (TestStore::postgres(), tempfile::tempdir().unwrap(), Arc::new(SecretKey::generate()));
+    let bus = MemoryBus::new();
+    declare(&bus).await;
+    let replica = async || {
+        let config = monitor_svc::Config {
+            store: place.config().clone(),
+            // Nobody may look by chance.
+            keep_alive: Duration::from_secs(3600),
+            ..monitor_svc::Config::new(dir.path())
+        };
+        let service = Service::start_with(config, Arc::new(bus.clone()), &key).await;
+        ready(&service.client).await;
+        service
+    };
+    let (first, second) = (replica().await, replica().await);
+    let mut streams = Vec::new();
+    for service in [&first, &second] {
+        let request = WatchJobRequest { job_id: "j".into(), ..WatchJobRequest::default() };
+        let stream = service.client.clone().watch_job(with_account(request, "acc").unwrap()).await.unwrap();
+        streams.push(stream.into_inner());
+    }
+    for n in 1..=20 {
+        publish(&bus, vec![job_event("job-svc/1", n, "j", "job.job.state", JobState::Active)]).await;
+        for stream in &mut streams {
+            let next = tokio::time::timeout(kiln_testkit::PATIENCE, stream.message());
+            let events = next.await.expect("news in time").unwrap().unwrap().events;
+            let ids: Vec<String> = events.into_iter().map(|logged| logged.event.unwrap().id).collect();
+            assert_eq!(ids, [format!("job-svc/1-{n}")]);
+        }
+    }
+    // Whichever has the queue: the other takes it over.
+    first.stop().await;
+    let late = publish(&bus, vec![job_event("job-svc/1", 21, "j", "job.job.state", JobState::Active)]);
+    tokio::time::timeout(kiln_testkit::PATIENCE, late).await.expect("somebody takes it in");
+    let next = tokio::time::timeout(kiln_testkit::PATIENCE, streams[1].message());
+    assert_eq!(next.await.expect("news in time").unwrap().unwrap().events.len(), 1);
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_happened_is_told_to_its_account_only() {
     use TaskState as T;
     let dir = tempfile::tempdir().unwrap();
@@ -372,7 +417,7 @@ async fn what_happened_is_told_to_its_account_only() {
 
 /// An outbox of its own, as every service has one.
 async fn outbox(dir: &std::path::Path) -> Database {
-    const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: outbox::SCHEMA }];
+    const MIGRATIONS: &[Migration] = &[Migration::new(1, outbox::SCHEMA)];
     Database::open(&dir.join("outbox.db"), Durability::PowerLoss, MIGRATIONS).await.unwrap()
 }
 

@@ -31,6 +31,7 @@ use crate::instance::Proceeds;
 use crate::job_tasks::Jobs;
 use crate::machine::Machine;
 use crate::process::supervisor::Supervisor;
+use crate::record::Record;
 use crate::retention::kept::Kept;
 use crate::stage::input::Input;
 use crate::stage::output::Output;
@@ -92,6 +93,8 @@ pub struct Agent {
     pub kept: Kept,
     /// Users and limits of processes.
     pub confiner: Arc<Confiner>,
+    /// What ran here, if somebody wants to know.
+    pub record: Record,
     /// Primaries of multi-instance tasks that wait.
     pub proceeds: Proceeds,
     /// Preparation and release of jobs.
@@ -122,6 +125,8 @@ struct State {
     /// Of all live attempts, with the slots that they hold.
     stops: HashMap<Key, (CancellationToken, i32)>,
     line: VecDeque<line::Waiting>,
+    /// How long the line was when assignments came last.
+    line_mark: usize,
     phase: AgentPhase,
     start_task_live: bool,
     work_connected: bool,
@@ -153,6 +158,8 @@ pub struct Parts {
     pub kept: Kept,
     /// Users and limits of processes.
     pub confiner: Arc<Confiner>,
+    /// What ran here, if somebody wants to know.
+    pub record: Record,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
 }
@@ -166,6 +173,7 @@ impl Agent {
             last_contact: clock::since_boot(),
             stops: HashMap::new(),
             line: VecDeque::new(),
+            line_mark: 0,
             phase: AgentPhase::Starting,
             start_task_live: false,
             work_connected: false,
@@ -193,6 +201,7 @@ impl Agent {
             node_token: parts.node_token,
             kept: parts.kept,
             confiner: parts.confiner,
+            record: parts.record,
             proceeds: Proceeds::default(),
             jobs: Jobs::default(),
             work_due: Notify::new(),
@@ -282,8 +291,8 @@ impl Agent {
     pub fn apply(&self, key: &Key, event: Event) -> Option<Attempt> {
         let (result, next, wakes) = {
             let mut state = self.state();
-            // While others stand in line, the first report of several wakes the work loop.
-            let wakes = state.line.is_empty() || !state.ledger.has_reports();
+            // While the line is long, the first report of several wakes the work loop.
+            let wakes = !state.line_is_long() || !state.ledger.has_reports();
             let result = state.ledger.apply(key, event, Timestamp::now());
             let next = state.ledger.get(key).cloned();
             if let Some(Attempt::Ended(ended)) = &next

@@ -68,6 +68,11 @@ pub struct Settings {
     pub transfer_tries: u32,
     /// `PATH` of task processes.
     pub task_path: String,
+    /// Where it is written down what ran here; see [`kiln_node::record`].
+    pub record_file: Option<PathBuf>,
+    /// Certificate of nodes, and its key (PEM): for deployments that require one
+    /// of every caller.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// So long an attempt that was assigned ahead waits for a slot, before it is given back.
     pub line_patience: Duration,
 }
@@ -86,6 +91,8 @@ impl Default for Settings {
                 .ok()
                 .filter(|path| !path.is_empty())
                 .unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned()),
+            record_file: None,
+            certificate: None,
             line_patience: Duration::from_millis(250),
         }
     }
@@ -105,6 +112,9 @@ pub struct RawConfig {
     transfer_idle_seconds: Option<u64>,
     transfer_tries: Option<u32>,
     task_path: Option<String>,
+    record_file: Option<PathBuf>,
+    tls_cert_file: Option<PathBuf>,
+    tls_key_file: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -141,7 +151,15 @@ impl RawConfig {
             let why = "must be at least 1".to_owned();
             return Err(ConfigError::Value { key: "transfer_idle_seconds", value: "0".to_owned(), why });
         }
+        let together = |key, other| ConfigError::value(key, "", format!("is required together with {other}"));
+        let certificate = match (self.tls_cert_file, self.tls_key_file) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, Some(_)) => return Err(together("tls_cert_file", "tls_key_file")),
+            (Some(_), None) => return Err(together("tls_key_file", "tls_cert_file")),
+        };
         Ok(Settings {
+            certificate,
             cache_bytes: self.cache_bytes.unwrap_or(defaults.cache_bytes),
             parallel_downloads: positive("parallel_downloads", self.parallel_downloads, defaults.parallel_downloads)?,
             parallel_uploads: positive("parallel_uploads", self.parallel_uploads, defaults.parallel_uploads)?,
@@ -150,6 +168,7 @@ impl RawConfig {
             transfer_idle: idle,
             transfer_tries: self.transfer_tries.unwrap_or(defaults.transfer_tries).clamp(1, 100),
             task_path: self.task_path.unwrap_or(defaults.task_path),
+            record_file: self.record_file,
             line_patience: defaults.line_patience,
         })
     }
@@ -171,5 +190,7 @@ mod tests {
     fn useless_values_are_refused() {
         let raw = RawConfig { parallel_downloads: Some(0), ..RawConfig::default() };
         assert!(raw.check().unwrap_err().to_string().contains("parallel_downloads"));
+        let raw = RawConfig { tls_cert_file: Some("n.crt".into()), ..RawConfig::default() };
+        assert!(raw.check().unwrap_err().to_string().contains("tls_key_file"));
     }
 }

@@ -22,6 +22,7 @@ use crate::agent::{Agent, Outcome, Registration};
 use crate::files;
 use crate::machine::{self, Load};
 use crate::stage::transfer::jittered;
+use crate::trust;
 use crate::wire::{self, NodeAuth};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -39,12 +40,29 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 type Client = NodeControlServiceClient<InterceptedService<Channel, NodeAuth>>;
 
 /// Registers, then keeps the control stream until `agent.closing`.
-pub async fn control_loop(agent: Arc<Agent>, channel: Channel, registered: CancellationToken) {
-    let client = NodeControlServiceClient::with_interceptor(channel.clone(), NodeAuth(agent.node_token.clone()));
+pub async fn control_loop(agent: Arc<Agent>, registered: CancellationToken) {
     let transfers = Transfers::default();
     let mut pause = FIRST_PAUSE;
     let mut has_token = false;
     while !agent.closing.is_cancelled() {
+        // A new one each time, for certificates that were replaced.
+        let channel = trust::channel(&agent.config, &agent.config.join.control_endpoint, trust::POOL_SVC).await;
+        let channel = match channel {
+            Ok(channel) => channel,
+            // Its files may be on the way to being replaced.
+            Err(error) if error.kind() == Kind::FailedPrecondition => {
+                tracing::warn!(%error, "pool-svc cannot be called; it is tried again");
+                let waiting = tokio::time::sleep(jittered(LONGEST_PAUSE));
+                agent.closing.run_until_cancelled(waiting).await;
+                continue;
+            }
+            Err(error) => {
+                agent.finish(Outcome::GaveUp(format!("pool-svc cannot be called: {error}")));
+                agent.closing.cancelled().await;
+                return;
+            }
+        };
+        let client = NodeControlServiceClient::with_interceptor(channel.clone(), NodeAuth(agent.node_token.clone()));
         if !has_token {
             let closing = agent.closing.clone();
             let done = tokio::select! {
@@ -59,7 +77,7 @@ pub async fn control_loop(agent: Arc<Agent>, channel: Channel, registered: Cance
             has_token = true;
             registered.cancel();
         }
-        match stream(&agent, client.clone(), &transfers, &mut pause).await {
+        match stream(&agent, client, &transfers, &mut pause).await {
             Ok(()) => tracing::debug!("the control stream has ended"),
             Err(status) => {
                 let error = Error::from(status);
@@ -88,7 +106,7 @@ async fn register(agent: &Arc<Agent>, channel: &Channel) -> Result<(), String> {
     let mut pause = FIRST_PAUSE;
     let mut refusals = 0;
     loop {
-        let host = url::Url::parse(&join.control_endpoint).ok();
+        let host = trust::first(&join.control_endpoint);
         let address = host
             .as_ref()
             .and_then(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))

@@ -10,6 +10,7 @@
 //! | [`domain`] | rules without I/O: attempts, lease, command lines, patterns |
 //! | [`agent`] | what the loops share in one life of the agent |
 //! | [`control`], [`work`] | the two streams, and the watch over the lease |
+//! | [`trust`] | how both know that they speak to the right service |
 //! | [`run_attempt`], [`run_process`] | from assignment to result |
 //! | [`confine`] | users, limits and graphics processors of tasks |
 //! | [`instance`] | instances of multi-instance tasks |
@@ -37,11 +38,13 @@ mod lock;
 mod machine;
 pub mod node_task;
 pub mod process;
+pub mod record;
 pub mod retention;
 pub mod run_attempt;
 pub mod run_process;
 pub mod stage;
 pub mod start_task;
+pub mod trust;
 mod wire;
 pub mod work;
 
@@ -58,6 +61,7 @@ use confine::Confiner;
 use domain::attempt::StopCause;
 use process::guard;
 use process::supervisor::Supervisor;
+use record::Record;
 use retention::kept::Kept;
 use stage::cache::Cache;
 use stage::input::Input;
@@ -150,20 +154,22 @@ async fn live(
     done_command: u64,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Outcome> {
-    let incarnation = uuid::Uuid::new_v4().to_string();
+    // Of version 7: job-svc tells by the time in it which of two lives is the later one.
+    let incarnation = uuid::Uuid::now_v7().to_string();
     let over = CancellationToken::new();
     let _over = over.clone().drop_guard();
     let supervisor = Supervisor::start(&incarnation, config.owns_process, over.clone());
+    let record = begin_record(config, &incarnation).await?;
     if !config.guard_command.is_empty() {
         let command = config.guard_command.clone();
-        guard::keep_guard(command, incarnation.clone(), supervisor.clone(), over.clone()).await?;
+        let record = record.for_guard();
+        guard::keep_guard(command, incarnation.clone(), record, supervisor.clone(), over.clone()).await?;
     }
-    let channel = kiln_grpc::connect_lazy(&config.join.control_endpoint)?;
-    let agent = Arc::new(make_agent(config, root, incarnation, supervisor, done_command)?);
+    let agent = Arc::new(make_agent(config, root, incarnation, supervisor, record, done_command)?);
     tracing::info!(pool.id = config.join.pool_id, node.id = config.join.node_id, agent.incarnation, "agent started");
 
     let registered = CancellationToken::new();
-    let control = kiln_telemetry::spawn(control::control_loop(agent.clone(), channel, registered.clone()));
+    let control = kiln_telemetry::spawn(control::control_loop(agent.clone(), registered.clone()));
     let watch = kiln_telemetry::spawn(work::watch_lease(agent.clone()));
     let retention = kiln_telemetry::spawn(retention::retention_loop(agent.clone()));
     let line = kiln_telemetry::spawn(agent::line::watch_line(agent.clone()));
@@ -198,23 +204,30 @@ async fn live(
     Ok(outcome)
 }
 
+async fn begin_record(config: &NodeAgentConfig, incarnation: &str) -> anyhow::Result<Record> {
+    let (path, join, incarnation) = (config.settings.record_file.clone(), config.join.clone(), incarnation.to_owned());
+    tokio::task::spawn_blocking(move || Record::begin(path.as_deref(), &join, &incarnation)).await?
+}
+
 fn make_agent(
     config: &NodeAgentConfig,
     root: PathBuf,
     incarnation: String,
     supervisor: Arc<Supervisor>,
+    record: Record,
     done_command: u64,
 ) -> anyhow::Result<Agent> {
     let settings = &config.settings;
     let node_token = Arc::new(RwLock::new(String::new()));
-    let http = Http::new(settings.transfer_idle, settings.transfer_tries, node_token.clone())?;
+    let ca_pem = config.join.ca_pem.as_deref();
+    let http = Http::new(settings.transfer_idle, settings.transfer_tries, node_token.clone(), ca_pem)?;
     let cache_dir = config.join.node_dir.join(kiln_node::STATE_DIR).join("cache");
     let cache = Cache::create(cache_dir, settings.cache_bytes, http.clone()).context("the cache of resource files")?;
     let input = Input { http: http.clone(), cache, permits: Semaphore::new(settings.parallel_downloads) };
     let output = Output { http, permits: Semaphore::new(settings.parallel_uploads) };
     let kept = Kept::load(&root, &config.join.node_dir.join(kiln_node::STATE_DIR));
     let confiner = Arc::new(Confiner::new(config.shim_command.clone(), config.join.node_dir.clone(), machine::gpus()));
-    let parts = Parts { supervisor, input, output, kept, confiner, node_token };
+    let parts = Parts { supervisor, input, output, kept, confiner, record, node_token };
     Ok(Agent::new(config.clone(), root, incarnation, parts, done_command))
 }
 

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::agent::Agent;
+use crate::clock;
 use crate::confine::{Asked, Confined};
-use crate::domain::attempt::{Attempt, Event};
+use crate::domain::attempt::{Attempt, Event, StopCause};
 use crate::domain::environment::{self, ProcessFacts, TaskFacts, Token};
 use crate::domain::failure::Failure;
 use crate::domain::ledger::Key;
@@ -21,6 +22,7 @@ use crate::instance::{self, Coordination, Held};
 use crate::job_tasks;
 use crate::process::launch::Launch;
 use crate::process::supervisor::Running;
+use crate::record::Recorded;
 use crate::run_process::{self, Place};
 use crate::stage::output::Job;
 use crate::wire;
@@ -38,6 +40,7 @@ struct Started {
     dir: PathBuf,
     working_dir: PathBuf,
     environment: BTreeMap<String, String>,
+    recorded: Recorded,
 }
 
 /// Runs the attempt; every step is told to the ledger. Needs [a thread of its
@@ -85,7 +88,7 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
             return stop.is_cancelled();
         }
     };
-    let Started { mut running, confined, held, dir, working_dir, environment } = started;
+    let Started { mut running, confined, held, dir, working_dir, environment, recorded } = started;
     agent.apply(key, Event::Started);
     let spec = assignment.spec.as_ref();
     let limit = spec.and_then(|spec| spec.constraints.as_ref()?.max_wall_clock_time.as_ref());
@@ -102,8 +105,13 @@ async fn steps(agent: &Arc<Agent>, key: &Key, assignment: &Assignment, stop: &Ca
     if let Some(held) = held {
         held.release().await;
     }
+    recorded.ended(code);
     drop(confined);
     span.record("exit_code", code);
+    // Whoever killed it then, perhaps the guard while this agent stood still: another node has the task now, or will.
+    if agent.with_work(|_, lease| lease.valid_until().is_some_and(|end| clock::since_boot() >= end)) {
+        agent.apply(key, Event::Stop(StopCause::LeaseLost));
+    }
     let Some(Attempt::StagingOut { expired, .. }) = agent.apply(key, Event::Exited { code, broken }) else {
         return true;
     };
@@ -229,6 +237,8 @@ async fn begin(
     let asked = Asked { whom, resources: spec.resources.as_ref(), is_open: false, dir: &dir };
     let confined = Confined::enter(&agent.confiner, &asked)?;
     confined.add_variables(&mut environment);
+    // Dropped after the last process also where the attempt ends on the way.
+    let recorded = agent.record.starting(key)?;
     let held = match settings {
         None => None,
         Some(settings) => {
@@ -261,7 +271,8 @@ async fn begin(
             return Err(failure);
         }
     };
-    Ok(Some(Started { running, confined, held, dir, working_dir, environment: kept }))
+    recorded.running(running.pid());
+    Ok(Some(Started { running, confined, held, dir, working_dir, environment: kept, recorded }))
 }
 
 fn queue_wait_ms(assignment: &Assignment) -> u64 {

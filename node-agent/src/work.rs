@@ -26,6 +26,7 @@ use crate::retention;
 use crate::run_attempt::run_attempt;
 use crate::run_process::on_own_thread;
 use crate::stage::transfer::jittered;
+use crate::trust;
 use crate::wire::{self, NodeAuth};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -33,8 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 /// Reports in one message. More wait in the ledger while the stream is full,
 /// and go together.
 const MAX_BATCH: usize = 1000;
-/// While others stand in line, nobody waits for what has ended: reports gather for so long.
-const GATHER: Duration = Duration::from_millis(2);
+/// While the line is long, nobody waits for what has ended: reports gather, but not longer than this.
+const GATHER: Duration = Duration::from_millis(25);
 /// An assignment carries whole task descriptions, and there may be many.
 const MAX_MESSAGE: usize = 64 * 1024 * 1024;
 /// How long the service may take to acknowledge the last results.
@@ -81,7 +82,7 @@ async fn stream(
     number: u64,
     pause: &mut Duration,
 ) -> Result<Option<String>, tonic::Status> {
-    let channel = kiln_grpc::connect_lazy(endpoint).map_err(tonic::Status::from)?;
+    let channel = trust::channel(&agent.config, endpoint, trust::JOB_SVC).await.map_err(tonic::Status::from)?;
     let mut client = WorkServiceClient::with_interceptor(channel, NodeAuth(agent.node_token.clone()))
         .max_decoding_message_size(MAX_MESSAGE);
     // Small on purpose: while it is full, reports gather in the ledger.
@@ -113,7 +114,7 @@ async fn stream(
         let (version, _) = agent.status();
         let has_reports = agent.with_work(|ledger, _| ledger.has_reports());
         let gathered = session.reported + GATHER;
-        let gathers = has_reports && agent.line() > 0 && Instant::now() < gathered;
+        let gathers = has_reports && agent.line_is_long() && Instant::now() < gathered;
         let due =
             version != session.status_sent || session.lease_due || (has_reports && !gathers) || agent.jobs.has_words();
         tokio::select! {
@@ -159,8 +160,7 @@ fn hello(agent: &Agent, status: kiln_proto::job::v1::WorkerStatus, stream: u64) 
         incarnation: agent.incarnation.clone(),
         status: Some(status),
         attempts: agent.with_work(|ledger, _| ledger.all().map(|(key, attempt)| wire::view(key, attempt)).collect()),
-        ip_address: url::Url::parse(&registration.work_endpoint)
-            .ok()
+        ip_address: trust::first(&registration.work_endpoint)
             .and_then(|url| Some(crate::machine::own_address(url.host_str()?, url.port_or_known_default()?)))
             .unwrap_or_default(),
         stream,
@@ -209,18 +209,21 @@ impl Session {
                 if let Some((sent, version)) = self.hello.take() {
                     let length = wire::limit(welcome.lease.as_ref()).unwrap_or_default();
                     agent.with_work(|_, lease| lease.welcome(sent, length));
+                    tell_guard(agent);
                     agent.status_confirmed(version);
                 }
             }
             Down::LeaseGrant(grant) => {
                 let length = wire::limit(grant.lease.as_ref()).unwrap_or_default();
                 agent.with_work(|_, lease| lease.grant(grant.sequence, length));
+                tell_guard(agent);
             }
             Down::StatusApplied(applied) => agent.status_confirmed(applied.version),
             Down::Assignments(assignments) => {
                 for assignment in assignments.assignments {
                     assign(agent, assignment);
                 }
+                agent.line_grown();
             }
             Down::Stop(stop) => {
                 for key in keys(&stop.attempts) {
@@ -244,6 +247,12 @@ impl Session {
             Down::Proceed(proceed) => agent.proceeds.proceed(&keys(&proceed.attempts)),
         }
         None
+    }
+}
+
+fn tell_guard(agent: &Agent) {
+    if let Some(end) = agent.with_work(|_, lease| lease.valid_until()) {
+        agent.supervisor.lease_until(end);
     }
 }
 

@@ -5,21 +5,29 @@ use std::time::Duration;
 
 use kiln_config::{ConfigError, check};
 use kiln_service::{Common, Settings};
+use kiln_store::StoreConfig;
 use serde::Deserialize;
 
 /// Validated settings.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Directory of `pool-svc.db`.
+    /// Directory of the service's files.
     pub data_dir: PathBuf,
-    /// URL under which agents reach this service.
+    /// Where the records are.
+    pub store: StoreConfig,
+    /// URL under which agents reach this service, or those of its replicas,
+    /// separated by commas.
     pub control_endpoint: String,
-    /// URL under which agents reach the work stream of job-svc.
+    /// URL under which agents reach the work stream of job-svc, or those of its
+    /// replicas, separated by commas.
     pub work_endpoint: String,
     /// `http://host:port` of the blob data plane.
     pub public_blob_endpoint: String,
     /// `http://host:port` of the front door.
     pub batch_endpoint: String,
+    /// Authority of the deployment's certificates (PEM), which agents are
+    /// given; absent where services are plain.
+    pub authority: Option<PathBuf>,
     /// Agents send a heartbeat this often.
     pub heartbeat_interval: Duration,
     /// A node that has been silent for this many intervals is `unknown`.
@@ -59,12 +67,15 @@ impl LocalProviderConfig {
 impl Config {
     /// The usual settings; endpoints are empty and no provider makes nodes.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            store: data_dir.join("pool-svc.db").into(),
+            data_dir,
             control_endpoint: String::new(),
             work_endpoint: String::new(),
             public_blob_endpoint: String::new(),
             batch_endpoint: String::new(),
+            authority: None,
             heartbeat_interval: Duration::from_secs(5),
             missed_heartbeats: 3,
             unusable_after: Duration::from_secs(600),
@@ -131,11 +142,19 @@ impl Settings for RawConfig {
     fn validate(self, common: &Common) -> Result<Config, ConfigError> {
         let defaults = Config::new(&common.data_dir);
         let url = |key, given: Option<String>, default: &str| check::url(key, given.as_deref().unwrap_or(default));
+        let scheme = if common.tls.is_mutual() { "https" } else { "http" };
+        let inner = |key, given: Option<String>, default: &str| {
+            common.tls.check_url(key, check::urls(key, given.as_deref().unwrap_or(default))?)
+        };
         let seconds = |key, given: Option<u64>, default| given.map_or(Ok(default), |given| check::seconds(key, given));
         let missed_heartbeats = self.missed_heartbeats.unwrap_or(defaults.missed_heartbeats);
         Ok(Config {
-            control_endpoint: url("control_endpoint", self.control_endpoint, &format!("http://{}", common.listen))?,
-            work_endpoint: url("work_endpoint", self.work_endpoint, "http://127.0.0.1:7463")?,
+            control_endpoint: inner(
+                "control_endpoint",
+                self.control_endpoint,
+                &format!("{scheme}://{}", common.listen),
+            )?,
+            work_endpoint: inner("work_endpoint", self.work_endpoint, &format!("{scheme}://127.0.0.1:7463"))?,
             public_blob_endpoint: url("public_blob_endpoint", self.public_blob_endpoint, "http://127.0.0.1:7451")?,
             batch_endpoint: url("batch_endpoint", self.batch_endpoint, "http://127.0.0.1:7450")?,
             heartbeat_interval: seconds(
@@ -148,7 +167,9 @@ impl Settings for RawConfig {
             start_timeout: seconds("start_timeout_seconds", self.start_timeout_seconds, defaults.start_timeout)?,
             stop_nodes_on_shutdown: self.stop_nodes_on_shutdown.unwrap_or(defaults.stop_nodes_on_shutdown),
             local: self.local.map(RawLocal::validate).transpose()?,
+            authority: common.tls.authority.clone(),
             data_dir: defaults.data_dir,
+            store: common.store.clone(),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! What the calls, the control streams and the reconciler share.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_auth::SecretKey;
@@ -41,8 +42,44 @@ pub struct Core {
     pub metrics: Metrics,
     /// Signs node tokens.
     pub cluster_key: Arc<SecretKey>,
-    /// When this process began to listen; nodes are not silent before.
-    pub started: Timestamp,
+    /// Whether it is this replica's turn.
+    pub duty: Duty,
+}
+
+/// Control streams and questions about files live in one process, so of several
+/// replicas one serves; the others stand by and refuse calls.
+#[derive(Debug)]
+pub struct Duty {
+    /// Since when, in microseconds since the Unix epoch; [`Duty::NEVER`] while it
+    /// is another's turn.
+    since: AtomicI64,
+}
+
+impl Default for Duty {
+    /// Another's.
+    fn default() -> Self {
+        Self { since: AtomicI64::new(Self::NEVER) }
+    }
+}
+
+impl Duty {
+    const NEVER: i64 = i64::MAX;
+
+    /// It begins.
+    pub fn begin(&self, now: Timestamp) {
+        self.since.store(now.as_micros(), Ordering::Release);
+    }
+
+    /// It is another's turn, or nobody's.
+    pub fn end(&self) {
+        self.since.store(Self::NEVER, Ordering::Release);
+    }
+
+    /// Since when it is ours; nodes are not silent before.
+    pub fn since(&self) -> Option<Timestamp> {
+        let since = self.since.load(Ordering::Acquire);
+        (since != Self::NEVER).then(|| Timestamp::from_micros(since))
+    }
 }
 
 /// Pools the reconciler has to look at.

@@ -16,6 +16,9 @@
 //! Each agent registers, opens its control stream and reports; from that its
 //! node's state follows. Smaller targets and deletion drain nodes through the
 //! same stream before the provider takes them away.
+//!
+//! With PostgreSQL there may be several replicas, of which one serves and the
+//! others stand by, not ready, until its turn is over.
 
 mod api;
 mod auto_pools;
@@ -23,6 +26,7 @@ pub mod config;
 mod core;
 pub mod domain;
 mod metrics;
+pub mod process;
 pub mod provider;
 mod reconcile;
 mod sessions;
@@ -34,18 +38,17 @@ use std::sync::Arc;
 use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
-use kiln_grpc::{Readiness, Server};
+use kiln_grpc::{Port, Readiness, Server};
 use kiln_time::Timestamp;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::auto_pools::AutoPools;
-use crate::core::{Core, Wakeups};
+use crate::core::{Core, Duty, Wakeups};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::provider::local::LocalProvider;
 use crate::sessions::Sessions;
-use crate::store::SqliteStore;
+use crate::store::SqlStore;
 use crate::transfers::Transfers;
 
 pub use auto_pools::queue as job_events;
@@ -64,7 +67,8 @@ pub struct Deps {
 ///
 /// # Errors
 /// If the store cannot be opened or the listener fails for good.
-pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let port = port.into();
     let store = open_store(&config).await?;
     let metrics = Metrics::new()?;
     let provider = config.local.clone().map(LocalProvider::new).transpose()?;
@@ -77,7 +81,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         wakeups: Wakeups::default(),
         metrics: metrics.clone(),
         cluster_key: deps.cluster_key.clone(),
-        started: Timestamp::now(),
+        duty: Duty::default(),
         config,
     });
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
@@ -86,15 +90,19 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         metrics.outbox_lag.clone(),
         shutdown.clone(),
     ));
-    let reconciler = kiln_telemetry::spawn(reconcile::run(core.clone(), shutdown.clone()));
-    let auto_pools = kiln_telemetry::spawn(kiln_store::inbox::consume(
-        deps.bus,
-        auto_pools::queue(),
-        AutoPools { core: core.clone() },
-        shutdown.clone(),
-    ));
     let readiness = Readiness::default();
-    readiness.set(true);
+    if !store.database().is_shared() {
+        // Nobody else can have the turn: calls need not wait for it.
+        core.duty.begin(Timestamp::now());
+        readiness.set(true);
+    }
+    let working = kiln_telemetry::spawn({
+        let (core, database) = (core.clone(), store.database());
+        let (bus, readiness, shutdown) = (deps.bus, readiness.clone(), shutdown.clone());
+        async move {
+            database.in_turn(&shutdown, || serve_in_turn(&core, &bus, &readiness, &shutdown)).await;
+        }
+    });
     let server = Server {
         name: "pool-svc",
         cluster_key: deps.cluster_key,
@@ -103,7 +111,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     };
     // The server outlives the loops: agents that are stopped say goodbye to it.
     let stop_serving = CancellationToken::new();
-    let serving = kiln_telemetry::spawn(server.serve(listener, api::routes(core.clone()), stop_serving.clone()));
+    let serving = kiln_telemetry::spawn(server.serve(port, api::routes(core.clone()), stop_serving.clone()));
     tokio::pin!(serving);
     let served = tokio::select! {
         served = &mut serving => Some(served),
@@ -111,8 +119,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     };
     readiness.set(false);
     shutdown.cancel();
-    reconciler.await.context("the reconciler")?;
-    auto_pools.await.context("auto pools")?;
+    working.await.context("the reconciler")?;
     if core.config.stop_nodes_on_shutdown
         && let Some(provider) = &core.provider
     {
@@ -130,11 +137,40 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     Ok(())
 }
 
-async fn open_store(config: &Config) -> anyhow::Result<SqliteStore> {
+/// What only one replica does, until `shutdown` or until this is dropped because
+/// the turn is lost. Whoever has the next turn reads the records; agents open
+/// their streams there.
+async fn serve_in_turn(core: &Arc<Core>, bus: &Arc<dyn Bus>, readiness: &Readiness, shutdown: &CancellationToken) {
+    struct End<'e>(&'e Core, &'e Readiness, &'e CancellationToken);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            // An orderly end goes on until agents have said goodbye.
+            if !self.2.is_cancelled() {
+                tracing::warn!("the turn of this replica is over: it stands by");
+                self.1.set(false);
+                self.0.duty.end();
+                self.0.sessions.forget_all();
+            }
+        }
+    }
+    let _end = End(core, readiness, shutdown);
+    core.duty.begin(Timestamp::now());
+    readiness.set(true);
+    tokio::join!(
+        reconcile::run(core.clone(), shutdown.clone()),
+        kiln_store::inbox::consume(
+            bus.clone(),
+            auto_pools::queue(),
+            AutoPools { core: core.clone() },
+            shutdown.clone()
+        )
+    );
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<SqlStore> {
     let dir = config.data_dir.clone();
     tokio::task::spawn_blocking(move || std::fs::create_dir_all(&dir))
         .await?
         .with_context(|| format!("data_dir {}", config.data_dir.display()))?;
-    let path = config.data_dir.join("pool-svc.db");
-    SqliteStore::open(&path).await.with_context(|| format!("the store {}", path.display()))
+    SqlStore::open(&config.store).await.with_context(|| format!("the store {}", config.store))
 }

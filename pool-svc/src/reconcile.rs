@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kiln_auth::token::{self, Claims, Principal};
 use kiln_error::Error;
+use kiln_grpc::caller::now_seconds;
 use kiln_ids::NodeId;
 use kiln_node::JoinConfig;
 use kiln_proto::pool::v1::control_down::Message;
@@ -36,8 +37,9 @@ const SCAN: Duration = Duration::from_secs(5);
 const MAX_LOOKS: usize = 16;
 /// Pools read at once by a scan.
 const PAGE: u32 = 500;
-/// A join token is valid this long: an agent registers with it again after a
-/// reboot of its node. The file that holds it can be read by the agent only.
+/// A join token of a node is valid this long: an agent registers with it again
+/// after a reboot of its node. It opens nothing else, and nothing at all when the
+/// node's record is gone. The file that holds it can be read by the agent only.
 const JOIN_TOKEN_SECONDS: i64 = 365 * 86_400;
 /// Old answers to requests are forgotten this often.
 const FORGET: Duration = Duration::from_secs(600);
@@ -194,6 +196,11 @@ async fn look(core: &Core, name: &PoolName) -> Result<bool, Error> {
         Err(error) => return Err(error.into()),
     }
     for id in &gone {
+        // Of those that joined, the agent may still be there.
+        let leave = Message::Leave(Leave { reason: "the pool does not have this node any more".to_owned() });
+        if core.sessions.send(&name.node(id), leave).is_ok() {
+            tracing::debug!(account = %name.account, pool.id = %name.pool, node.id = %id, "told to leave");
+        }
         core.sessions.forget(&name.node(id));
     }
     for node in &nodes {
@@ -261,7 +268,7 @@ impl Work {
             }
             Decision::Start(id) => self.starts.push(id),
             Decision::TakeAway(id) => self.away.push(id),
-            Decision::Forget(id) => {
+            Decision::Forget(id) | Decision::SeeOff(id) => {
                 if let Some(record) = nodes.iter().find(|record| record.id == id) {
                     let old = Some(record.state);
                     self.change.events.push(Event::node(pool, record, NodeFact::Removed, old, "", now));
@@ -301,14 +308,15 @@ fn sights(core: &Core, name: &PoolName, nodes: &[Node], observed: Option<&[Obser
         .iter()
         .map(|node| {
             let contact = core.sessions.contact(&name.node(&node.id));
-            let (connected, last_contact) = contact.unwrap_or((false, core.started));
-            // Without a provider only the streams tell what exists.
+            let (connected, last_contact) =
+                contact.unwrap_or((false, core.duty.since().unwrap_or_else(Timestamp::now)));
+            // Without a provider, and of those that joined, only the streams tell what exists.
             let (exists, alive) = match &seen {
-                Some(seen) => match seen.get(&node.id) {
+                Some(seen) if !node.joined => match seen.get(&node.id) {
                     Some(alive) => (true, *alive),
                     None => (false, false),
                 },
-                None => (node.allocated, node.allocated),
+                _ => (node.allocated, node.allocated),
             };
             // A node that was started after this service has not been silent longer than that.
             let last_contact = last_contact.max(node.allocation_time);
@@ -343,7 +351,9 @@ async fn start(
     let name = PoolName { account: pool.account.clone(), pool: pool.id.clone() };
     let vm_size = PoolSpec::decode(pool.settings.as_slice()).map(|spec| spec.vm_size).unwrap_or_default();
     let chosen: Vec<&Node> = nodes.iter().filter(|node| ids.contains(&node.id)).collect();
-    let plans: Vec<NodePlan> = chosen.iter().map(|node| node_plan(core, &name, pool, &node.id, &vm_size)).collect();
+    let ca_pem = authority(core).await?;
+    let plan = |node: &&Node| node_plan(core, &name, pool, node, &vm_size, ca_pem.as_deref());
+    let plans: Vec<NodePlan> = chosen.iter().map(plan).collect();
     let made = futures::future::join_all(plans.iter().map(|plan| provider.create(plan))).await;
     for ((plan, node), result) in plans.iter().zip(chosen).zip(made) {
         match result {
@@ -363,21 +373,36 @@ async fn start(
     Ok(())
 }
 
-fn node_plan(core: &Core, name: &PoolName, pool: &Pool, id: &NodeId, vm_size: &str) -> NodePlan {
-    let text = |id: &dyn AsRef<str>| id.as_ref().to_owned();
-    let claims = Claims {
-        principal: Principal::Join { account: text(&pool.account), pool: text(&pool.id), node: text(id) },
-        expires: kiln_grpc::caller::now_seconds() + JOIN_TOKEN_SECONDS,
+/// With this a node registers.
+pub(crate) fn join_token(core: &Core, pool: &PoolName, node: &Node) -> String {
+    let principal = Principal::Join {
+        account: pool.account.as_str().to_owned(),
+        pool: pool.pool.as_str().to_owned(),
+        node: node.id.as_str().to_owned(),
+        made_micros: node.allocation_time.as_micros(),
     };
+    token::mint(&core.cluster_key, &Claims { principal, expires: now_seconds() + JOIN_TOKEN_SECONDS })
+}
+
+/// What agents have to trust.
+pub(crate) async fn authority(core: &Core) -> Result<Option<String>, Error> {
+    let Some(file) = &core.config.authority else { return Ok(None) };
+    let pem = tokio::fs::read_to_string(file).await;
+    pem.map(Some).map_err(|error| Error::internal(format!("tls_ca_file {}: {error}", file.display())))
+}
+
+fn node_plan(core: &Core, name: &PoolName, pool: &Pool, node: &Node, vm_size: &str, ca_pem: Option<&str>) -> NodePlan {
+    let text = |id: &dyn AsRef<str>| id.as_ref().to_owned();
     NodePlan {
-        name: name.node(id),
+        name: name.node(&node.id),
         vm_size: vm_size.to_owned(),
         join: JoinConfig {
             control_endpoint: core.config.control_endpoint.clone(),
             account: text(&pool.account),
             pool_id: text(&pool.id),
-            node_id: text(id),
-            join_token: token::mint(&core.cluster_key, &claims),
+            node_id: text(&node.id),
+            join_token: join_token(core, name, node),
+            ca_pem: ca_pem.map(str::to_owned),
             node_dir: std::path::PathBuf::new(),
         },
     }

@@ -161,6 +161,13 @@ impl Sessions {
         }
     }
 
+    /// Ends all streams, and forgets when nodes were heard of.
+    pub fn forget_all(&self) {
+        for (_, session) in self.nodes().drain() {
+            session.end.cancel();
+        }
+    }
+
     /// Streams that are open.
     pub fn connected(&self) -> usize {
         self.nodes().values().filter(|session| session.down.is_some()).count()

@@ -95,6 +95,7 @@ async fn what_belongs_to_no_pool_is_taken_away() {
         .restart(|config| {
             // As if the records had been lost.
             config.data_dir = config.data_dir.join("empty");
+            config.store = config.data_dir.join("pool-svc.db").into();
         })
         .await;
     eventually("the stray is gone", || async { (!dir.exists() && !is_running(pid)).then_some(()) }).await;
@@ -112,6 +113,7 @@ fn plan(node: &str) -> NodePlan {
             pool_id: "Pool".into(),
             node_id: node.into(),
             join_token: "secret".into(),
+            ca_pem: None,
             node_dir: "/".into(),
         },
     }

@@ -79,7 +79,7 @@ async fn only_the_nodes_own_token_registers_it() {
     assert_eq!(error.kind(), Kind::PermissionDenied);
     let error = try_register(&service, "kiln1.e30.x", registration(&join, "i")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthenticated);
-    let principal = Principal::Join { account: "demo".into(), pool: "p".into(), node: "p-9".into() };
+    let principal = Principal::Join { account: "demo".into(), pool: "p".into(), node: "p-9".into(), made_micros: 1 };
     let stranger = token::mint(&service.key, &Claims { principal, expires: i64::MAX / 2 });
     let request = RegisterRequest { node_id: "p-9".into(), ..registration(&join, "i") };
     assert_eq!(try_register(&service, &stranger, request).await.unwrap_err().reason(), "NodeNotFound");

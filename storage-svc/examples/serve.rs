@@ -25,7 +25,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let grpc = TcpListener::bind("127.0.0.1:0").await?;
     let grpc_endpoint = format!("http://{}", grpc.local_addr()?);
-    let listeners = Listeners { grpc, blob: TcpListener::bind(&address).await? };
+    let listeners = Listeners { grpc: grpc.into(), blob: TcpListener::bind(&address).await?.into() };
     let cluster_key = Arc::new(SecretKey::generate());
     let shutdown = CancellationToken::new();
     let config = Config::new(data_dir, format!("http://{address}"));

@@ -13,6 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::service::Storage;
 
+/// An object of another replica that no row names is given up when nobody has
+/// written to it for so long. Uploads that stand still are ended much sooner.
+pub const ABANDONED: Duration = Duration::from_secs(3600);
 /// Objects removed between two writes to the catalogue.
 const BATCH: usize = 256;
 
@@ -51,12 +54,13 @@ pub async fn collect_some(storage: &Storage, now: Timestamp, grace: Duration) ->
     Ok(waiting || full)
 }
 
-/// Removes what interrupted uploads of earlier processes left; gives how many.
+/// Removes what interrupted uploads of other processes left, if it was not
+/// written to for `age` by this machine's clock; gives how many.
 ///
 /// # Errors
 /// If catalogue or objects fail; the next start tries again.
-pub async fn sweep(storage: &Storage) -> anyhow::Result<usize> {
-    let mut batches = storage.objects().earlier(BATCH);
+pub async fn sweep(storage: &Storage, age: Duration) -> anyhow::Result<usize> {
+    let mut batches = storage.objects().earlier(BATCH, Timestamp::now().minus(age));
     let mut removed = 0;
     while let Some(batch) = batches.try_next().await? {
         let known = storage.catalogue().known(batch.clone()).await?;

@@ -1,18 +1,23 @@
 //! Settings of storage-svc: [`RawConfig`] as written, [`Config`] as used.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kiln_config::{ConfigError, check};
-use kiln_service::{Common, Settings};
+use kiln_service::{Common, PublicPort, Settings};
+use kiln_store::StoreConfig;
 use serde::Deserialize;
 
 /// Settings of one running storage-svc.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Holds `storage-svc.db` and `blobs/`.
+    /// Directory of this process's files.
     pub data_dir: PathBuf,
+    /// Where the bytes are.
+    pub objects: ObjectsDir,
+    /// Where the catalogue is.
+    pub store: StoreConfig,
     /// Where clients reach the data plane, for example
     /// `http://127.0.0.1:7451`; an account's endpoint is this plus `/<account>`.
     pub public_blob_endpoint: String,
@@ -26,11 +31,32 @@ pub struct Config {
     pub idle_timeout: Duration,
 }
 
+/// The directory of all bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectsDir {
+    /// Of one process.
+    Own(PathBuf),
+    /// Of all replicas that share a catalogue.
+    Shared(PathBuf),
+}
+
+impl ObjectsDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Own(path) | Self::Shared(path) => path,
+        }
+    }
+}
+
 impl Config {
     /// The usual settings.
     pub fn new(data_dir: impl Into<PathBuf>, public_blob_endpoint: impl Into<String>) -> Self {
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            store: data_dir.join("storage-svc.db").into(),
+            objects: ObjectsDir::Own(data_dir.join("blobs")),
+            data_dir,
             public_blob_endpoint: public_blob_endpoint.into().trim_end_matches('/').to_owned(),
             host_style: true,
             collect_interval: Duration::from_secs(30),
@@ -49,6 +75,9 @@ pub struct RawConfig {
     pub blob_listen: Option<String>,
     /// See [`Config::public_blob_endpoint`]; default is `http://<blob_listen>`.
     pub public_blob_endpoint: Option<String>,
+    /// Directory of the bytes, if replicas share it; default is `blobs` in
+    /// `data_dir`, for this process alone.
+    pub objects_dir: Option<PathBuf>,
     /// See [`Config::host_style`].
     pub host_style: Option<bool>,
     /// See [`Config::collect_interval`].
@@ -74,11 +103,21 @@ impl Settings for RawConfig {
     const ABOUT: &'static str = "Containers and blobs: gRPC for services, the Azure Blob dialect for clients";
     const ENV_PREFIX: &'static str = "KILN_STORAGE_";
     const LISTEN: &'static str = "127.0.0.1:7461";
+    const PUBLIC_PORT: PublicPort = PublicPort::Other;
 
     fn validate(self, common: &Common) -> Result<ProcessConfig, ConfigError> {
         let blob_listen = check::address("blob_listen", self.blob_listen.as_deref().unwrap_or("127.0.0.1:7451"))?;
-        let endpoint = self.public_blob_endpoint.unwrap_or_else(|| format!("http://{blob_listen}"));
+        let scheme = if common.tls.is_public() { "https" } else { "http" };
+        let endpoint = self.public_blob_endpoint.unwrap_or_else(|| format!("{scheme}://{blob_listen}"));
         let mut service = Config::new(&common.data_dir, check::url("public_blob_endpoint", &endpoint)?);
+        service.store = common.store.clone();
+        if let Some(dir) = self.objects_dir {
+            if matches!(service.store, StoreConfig::Sqlite(_)) {
+                let why = "is for replicas, which share their catalogue, too: set database_url";
+                return Err(ConfigError::value("objects_dir", dir.display(), why));
+            }
+            service.objects = ObjectsDir::Shared(dir);
+        }
         if let Some(on) = self.host_style {
             service.host_style = on;
         }
@@ -120,6 +159,7 @@ mod tests {
         for (raw, key) in [
             (RawConfig { blob_listen: Some("here".into()), ..RawConfig::default() }, "blob_listen"),
             (RawConfig { public_blob_endpoint: Some("7451".into()), ..RawConfig::default() }, "public_blob_endpoint"),
+            (RawConfig { objects_dir: Some("/b".into()), ..RawConfig::default() }, "objects_dir"),
             (RawConfig { idle_timeout_seconds: Some(0), ..RawConfig::default() }, "idle_timeout_seconds"),
         ] {
             let error = raw.validate(&common).unwrap_err().to_string();

@@ -18,29 +18,30 @@ pub mod data_plane;
 pub mod domain;
 pub mod metrics;
 pub mod objects;
+pub mod process;
 pub mod service;
 pub mod store;
 
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
-use kiln_grpc::{Readiness, Server, serve_http};
+use kiln_grpc::{Port, Readiness, Server, serve_http};
 use kiln_proto::storage::v1::storage_admin_service_server::StorageAdminServiceServer;
 use kiln_proto::storage::v1::storage_service_server::StorageServiceServer;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub use config::{Config, ProcessConfig, RawConfig};
+pub use config::{Config, ObjectsDir, ProcessConfig, RawConfig};
 
 use metrics::Metrics;
 use objects::Objects;
 use service::Storage;
-use store::SqliteCatalogue;
+use store::SqlCatalogue;
 
 /// Largest gRPC message: pieces of uploads.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -58,9 +59,9 @@ pub struct Deps {
 #[derive(Debug)]
 pub struct Listeners {
     /// gRPC, health, metrics.
-    pub grpc: TcpListener,
+    pub grpc: Port,
     /// Data plane.
-    pub blob: TcpListener,
+    pub blob: Port,
 }
 
 /// Serves until `shutdown`.
@@ -70,11 +71,11 @@ pub struct Listeners {
 pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let _lock = lock(&config.data_dir)?;
-    let catalogue = SqliteCatalogue::open(&config.data_dir.join("storage-svc.db"))
+    let catalogue = SqlCatalogue::open(&config.store)
         .await
-        .with_context(|| format!("the catalogue in {} cannot be opened", config.data_dir.display()))?;
+        .with_context(|| format!("the catalogue {} cannot be opened", config.store))?;
     let database = catalogue.database().clone();
-    let objects = Objects::local(&config.data_dir.join("blobs")).await.context("the blobs directory cannot be used")?;
+    let objects = Objects::local(config.objects.path()).await.context("the blobs directory cannot be used")?;
     let storage = Storage::new(Arc::new(catalogue), objects, metrics.clone());
 
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
@@ -120,14 +121,34 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
     }
 }
 
-/// Sweeps once, then collects until the end.
+/// Sweeps, then collects until the end. A directory that is shared is swept again and again, because what
+/// another replica left when it died is too young at first.
 async fn clean(storage: Storage, config: Config, shutdown: CancellationToken) {
-    let swept = tokio::select! {
-        swept = collect::sweep(&storage) => swept,
-        () = shutdown.cancelled() => return,
+    let collecting = collect::collect(storage.clone(), config.collect_interval, config.garbage_grace, shutdown.clone());
+    let sweeping = async {
+        loop {
+            let (age, again) = match &config.objects {
+                ObjectsDir::Own(_) => (Duration::ZERO, None),
+                ObjectsDir::Shared(_) => (collect::ABANDONED, Some(collect::ABANDONED)),
+            };
+            let swept = tokio::select! {
+                swept = collect::sweep(&storage, age) => swept,
+                () = shutdown.cancelled() => return,
+            };
+            if let Err(error) = swept {
+                tracing::warn!(%error, "bytes of interrupted uploads could not be swept; it is tried again later");
+            }
+            let Some(again) = again else { return };
+            tokio::select! {
+                () = tokio::time::sleep(again) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
     };
-    if let Err(error) = swept {
-        tracing::warn!(%error, "bytes of interrupted uploads could not be swept; the next start tries again");
+    if matches!(config.objects, ObjectsDir::Own(_)) {
+        sweeping.await;
+        collecting.await;
+    } else {
+        tokio::join!(sweeping, collecting);
     }
-    collect::collect(storage, config.collect_interval, config.garbage_grace, shutdown).await;
 }

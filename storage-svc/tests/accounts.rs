@@ -30,7 +30,12 @@ async fn keys_tokens_and_signatures_of_one_account_do_not_open_another() {
     s.admin().put_account(account).await.unwrap();
 
     let account = |name: &str| Principal::Account { account: name.into() };
-    let node = |name: &str| Principal::Node { account: name.into(), pool: "p".into(), node: "n".into() };
+    let node = |name: &str| Principal::Node {
+        account: name.into(),
+        pool: "p".into(),
+        node: "n".into(),
+        incarnation: "i".into(),
+    };
     let own = bearer(&stranger, account("stranger"));
     // It does open what is its own.
     let headers = [("Authorization", own.as_str()), ("Content-Length", "0")];
@@ -53,7 +58,11 @@ async fn keys_tokens_and_signatures_of_one_account_do_not_open_another() {
         // Tokens for other doors.
         bearer(&s.cluster_key, account("acct")),
         bearer(&s.cluster_key, Principal::Service { name: "gateway".into() }),
-        bearer(&s.cluster_key, Principal::Join { account: "acct".into(), pool: "p".into(), node: "n".into() }),
+        bearer(
+            &s.cluster_key,
+            Principal::Join { account: "acct".into(), pool: "p".into(), node: "n".into(), made_micros: 1 },
+        ),
+        bearer(&s.cluster_key, Principal::PoolJoin { account: "acct".into(), pool: "p".into(), id: "t".into() }),
         bearer(&s.cluster_key, Principal::Job { account: "acct".into(), job: "j".into(), created_micros: 1 }),
         "SharedKey stranger:AAAA".to_owned(),
     ] {

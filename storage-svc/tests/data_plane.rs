@@ -362,7 +362,7 @@ async fn anonymous_callers_and_nodes() {
 
     let node = |account: &str, expires: i64| {
         let (pool, node) = ("p".into(), "n".into());
-        let principal = Principal::Node { account: account.into(), pool, node };
+        let principal = Principal::Node { account: account.into(), pool, node, incarnation: "i".into() };
         format!("Bearer {}", mint(&s.cluster_key, &Claims { principal, expires }))
     };
     s.create("private").await;

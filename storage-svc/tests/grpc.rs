@@ -212,7 +212,7 @@ async fn a_second_process_on_the_same_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let s = Service::start(dir.path()).await;
     let bind = || tokio::net::TcpListener::bind("127.0.0.1:0");
-    let listeners = storage_svc::Listeners { grpc: bind().await.unwrap(), blob: bind().await.unwrap() };
+    let listeners = storage_svc::Listeners { grpc: bind().await.unwrap().into(), blob: bind().await.unwrap().into() };
     let deps = storage_svc::Deps { cluster_key: s.cluster_key.clone(), bus: s.bus.clone() };
     let config = storage_svc::Config::new(dir.path(), "http://x");
     let error =

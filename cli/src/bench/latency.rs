@@ -81,14 +81,15 @@ async fn one_by_one(server: &Server, args: &LatencyArgs) -> Outcome<Report> {
     for _ in 0..WARM_UP {
         single.run().await?;
     }
-    for _ in 0..args.repeat {
-        let dir = tempfile::tempdir_in(server.scratch()).map_err(anyhow::Error::new)?;
+    // Stays to the end, as in `tasks`.
+    let floors = tempfile::tempdir_in(server.scratch()).map_err(anyhow::Error::new)?;
+    for round in 0..args.repeat {
+        let dir = floors.path().join(round.to_string());
         let count = args.count as u64;
-        let alone =
-            tokio::task::spawn_blocking(move || floor::run(count, 1, &dir.path().join("floor"), floor::Work::Task))
-                .await
-                .map_err(anyhow::Error::new)?
-                .map_err(anyhow::Error::new)?;
+        let alone = tokio::task::spawn_blocking(move || floor::run(count, 1, &dir, floor::Work::Task))
+            .await
+            .map_err(anyhow::Error::new)?
+            .map_err(anyhow::Error::new)?;
         let mut times = Vec::with_capacity(args.count);
         for _ in 0..args.count {
             times.push(single.run().await?.as_secs_f64() * 1e3);

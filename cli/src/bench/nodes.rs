@@ -158,8 +158,12 @@ impl Fleet {
         let control = if plan.heartbeats { channels(inside.ports.pool)? } else { Vec::new() };
         for number in 0..plan.nodes {
             let node = format!("{}-{number}", plan.pool);
-            let principal =
-                Principal::Node { account: inside.account.clone(), pool: plan.pool.clone(), node: node.clone() };
+            let principal = Principal::Node {
+                account: inside.account.clone(),
+                pool: plan.pool.clone(),
+                node: node.clone(),
+                incarnation: INCARNATION.to_owned(),
+            };
             let auth = TokenAuth::new(principal, inside.cluster_key.clone(), TOKEN_SECONDS);
             let worker = Worker {
                 hello: hello(inside, plan, node),
@@ -191,12 +195,15 @@ fn spawn(fleet: &Fleet, work: impl Future<Output = Result<(), tonic::Status>> + 
     });
 }
 
+/// All of these agents live once.
+const INCARNATION: &str = "simulated";
+
 fn hello(inside: &Inside, plan: &Plan, node: String) -> WorkerHello {
     WorkerHello {
         account: inside.account.clone(),
         pool_id: plan.pool.clone(),
         node_id: node,
-        incarnation: "simulated".to_owned(),
+        incarnation: INCARNATION.to_owned(),
         status: Some(WorkerStatus {
             task_slots: plan.slots,
             accepting: true,

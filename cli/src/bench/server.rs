@@ -99,7 +99,8 @@ impl Server {
             tokio::time::sleep(PAUSE).await;
         };
         let deployment = Deployment::read(&data)?.context("the server left no deployment.json")?;
-        let target = Target { endpoint: running.endpoint, account: deployment.account, key: deployment.key1 };
+        let target =
+            Target { endpoint: running.endpoint, account: deployment.account, key: deployment.key1, authority: None };
         Ok(Self { target, pid: Some(pid), data: Some(data), own: Some(Own { child, directory }) })
     }
 

@@ -59,29 +59,37 @@ pub async fn run(connect: &ConnectArgs, args: TasksArgs) -> Outcome<Report> {
     report.fact("simulated", args.simulated);
     report.fact("floor", if args.simulated { "rows in SQLite" } else { "posix_spawn on as many threads as slots" });
     one_job(&server, &pool, fleet.as_ref(), WARM_UP.min(args.count)).await?;
-    for _ in 0..args.repeat {
-        let scratch = server.scratch();
+    // Stays until all rounds are done: some file systems (ext4) make inodes slowly for seconds after
+    // thousands were deleted, which would count against whoever comes next.
+    let floors = tempfile::tempdir_in(server.scratch()).context("directory of the floor")?;
+    for round in 0..args.repeat {
+        let scratch = floors.path().to_owned();
         let (count, threads) = (args.count, args.nodes * usize::try_from(args.slots).unwrap_or(1));
         let simulated = args.simulated;
         let floor = tokio::task::spawn_blocking(move || {
-            if simulated { sqlite_floor::lives(&scratch, count) } else { processes(&scratch, count, threads) }
+            if simulated { sqlite_floor::lives(&scratch, count) } else { processes(&scratch, count, threads, round) }
         })
         .await
         .map_err(anyhow::Error::new)??;
-        report.round(round(&server, &pool, fleet.as_ref(), args.count, floor).await?);
+        report.round(one_round(&server, &pool, fleet.as_ref(), args.count, floor).await?);
     }
-    drop(fleet);
+    drop((fleet, floors));
     server.stop().await?;
     Ok(report)
 }
 
-fn processes(scratch: &Path, count: usize, threads: usize) -> Outcome<Duration> {
-    let dir = tempfile::tempdir_in(scratch).context("directory of the floor")?;
-    let took = floor::run(count as u64, threads, &dir.path().join("floor"), floor::Work::Task);
+fn processes(floors: &Path, count: usize, threads: usize, round: usize) -> Outcome<Duration> {
+    let took = floor::run(count as u64, threads, &floors.join(round.to_string()), floor::Work::Task);
     Ok(took.context("processes of the floor")?)
 }
 
-async fn round(server: &Server, pool: &str, fleet: Option<&Fleet>, count: usize, floor: Duration) -> Outcome<Round> {
+async fn one_round(
+    server: &Server,
+    pool: &str,
+    fleet: Option<&Fleet>,
+    count: usize,
+    floor: Duration,
+) -> Outcome<Round> {
     if let Some(pid) = server.pid() {
         usage::forget_peak(pid);
     }

@@ -1,12 +1,16 @@
 //! One module per resource: its subcommands, and how it is shown.
 
+pub mod account;
 pub mod blob;
+pub mod certs;
 pub mod events;
 pub mod job;
 pub mod logs;
 pub mod node;
+pub mod node_join;
 pub mod pool;
 pub mod schedule;
+pub mod status;
 pub mod task;
 pub mod watch;
 

@@ -3,8 +3,9 @@
 use clap::Subcommand;
 use kiln_client::Client;
 use kiln_proto::pool::v1::{
-    DisableNodeSchedulingRequest, EnableNodeSchedulingRequest, GetNodeRequest, ListNodeFilesRequest, ListNodesRequest,
-    Node, ReadNodeFileRequest, RebootNodeRequest, SchedulingState, read_node_file_response,
+    CreateJoinTokenRequest, DisableNodeSchedulingRequest, EnableNodeSchedulingRequest, GetNodeRequest,
+    ListNodeFilesRequest, ListNodesRequest, Node, ReadNodeFileRequest, RebootNodeRequest, SchedulingState,
+    read_node_file_response,
 };
 
 use super::pool::OnLeave;
@@ -81,6 +82,20 @@ pub enum NodeCommand {
         #[arg(long, value_enum, default_value_t)]
         tasks: OnLeave,
     },
+    /// Make a token with which other machines join a pool
+    Token {
+        /// The pool; its targets do not count nodes that join
+        #[arg(long)]
+        pool: String,
+        /// How long it can be used, at most a week (7d)
+        #[arg(long, default_value = "1h", value_parser = super::parse_duration)]
+        valid: std::time::Duration,
+        /// How many machines may join with it
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=1000))]
+        uses: i32,
+    },
+    /// Make this machine a node of a pool, until Ctrl-C
+    Join(super::node_join::JoinArgs),
     /// Give a node tasks again
     Enable {
         /// The pool
@@ -168,6 +183,28 @@ pub async fn run(client: &Client, format: Format, command: NodeCommand) -> Outco
             output::done(format, || format!("node {node} gets no more tasks"));
             Ok(())
         }
+        NodeCommand::Token { pool, valid, uses } => {
+            let seconds = i64::try_from(valid.as_secs()).unwrap_or(i64::MAX);
+            let nanos = i32::try_from(valid.subsec_nanos()).unwrap_or_default();
+            let request = CreateJoinTokenRequest {
+                request_id: request_id(),
+                pool_id: pool,
+                valid: Some(prost_types::Duration { seconds, nanos }),
+                uses,
+            };
+            let made = pools.create_join_token(request).await?.into_inner();
+            match format {
+                Format::Json => output::show(format, "kiln.pool.v1.CreateJoinTokenResponse", &made, |_| Vec::new()),
+                Format::Table => {
+                    let expires = text::time(made.expires.as_ref());
+                    eprintln!("on each machine, for {} of them, until {expires}:", made.uses);
+                    output::line(format_args!("kiln node join --token {}", made.token));
+                    Ok(())
+                }
+            }
+        }
+        // Needs no server of ours; dispatched before.
+        NodeCommand::Join(_) => Ok(()),
         NodeCommand::Enable { pool, node } => {
             let request =
                 EnableNodeSchedulingRequest { request_id: request_id(), pool_id: pool, node_id: node.clone() };

@@ -58,6 +58,19 @@ impl fmt::Debug for Deployment {
     }
 }
 
+/// Azure's rule for storage accounts.
+///
+/// # Errors
+/// Names `what` gave the name.
+pub fn check_account_name(what: &str, account: &str) -> Outcome {
+    let valid = (3..=24).contains(&account.len())
+        && account.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+    if valid {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("{what}={account:?}: account names are 3 to 24 lower-case letters and digits")))
+}
+
 /// What the environment says about the account of a new deployment.
 #[derive(Clone, Default)]
 pub struct Wanted {
@@ -82,13 +95,7 @@ impl Deployment {
     /// If the wanted account name or key cannot be used.
     pub fn create(wanted: Wanted) -> Outcome<Self> {
         let account = wanted.account.unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
-        let valid = (3..=24).contains(&account.len())
-            && account.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
-        if !valid {
-            return Err(Failure::Usage(format!(
-                "KILN_ACCOUNT={account:?}: account names are 3 to 24 lower-case letters and digits"
-            )));
-        }
+        check_account_name("KILN_ACCOUNT", &account)?;
         let key1 = match wanted.key {
             Some(text) => {
                 SecretKey::from_base64(&text).map_err(|error| Failure::Usage(format!("KILN_ACCOUNT_KEY: {error}")))?

@@ -5,6 +5,7 @@
 //!   server.lock      held with flock while a server runs; contains its pid
 //!   deployment.json  keys, account and ports (mode 0600)
 //!   runtime.json     endpoints of the running server
+//!   cluster.json     name and ports of a deployment of processes; its files are in cluster/
 //!   storage/ pool/ job/ monitor/ gateway/   one directory per service
 //!   nodes/           the local provider's nodes
 //! ```

@@ -4,7 +4,9 @@
 //! the services ([`services`]), tells the two of them that keep accounts which
 //! account there is, and announces itself in the data directory. `kiln run` and
 //! `kiln exec` use it too, with a directory that lives as long as they do.
+//! [`cluster`] is the other shape: the services as processes, with replicas.
 
+pub mod cluster;
 pub mod deployment;
 pub mod dir;
 pub mod running;
@@ -23,7 +25,7 @@ use kiln_proto::gateway::v1::gateway_admin_service_client::GatewayAdminServiceCl
 use kiln_proto::storage::v1 as storage_proto;
 use kiln_proto::storage::v1::storage_admin_service_client::StorageAdminServiceClient;
 
-use self::deployment::{Deployment, Ports, Wanted};
+use self::deployment::{Deployment, Wanted};
 use self::dir::DataDir;
 use self::running::Running;
 use self::services::{Listeners, Plan, Services};
@@ -81,6 +83,7 @@ impl Server {
     /// If the directory is in use, a port is taken, or a service fails.
     pub async fn start(data: &Path, addresses: &Addresses, wanted: Wanted) -> Outcome<Self> {
         let data = DataDir::lock(data)?;
+        cluster::record::refuse(data.path())?;
         let earlier = Deployment::read(data.path())?;
         let first = earlier.is_none();
         let mut deployment = match earlier {
@@ -105,7 +108,8 @@ impl Server {
             agent_command: vec![own_program()?, "agent".to_owned()],
         };
         let services = Services::start(plan, listeners).await?;
-        if let Err(failure) = put_account(&deployment, ports, cluster_key).await {
+        if let Err(failure) = put_account(&deployment, &local(ports.storage), &local(ports.gateway), cluster_key).await
+        {
             services.stop().await;
             return Err(failure);
         }
@@ -113,10 +117,14 @@ impl Server {
             // Not earlier: whoever reads the keys can use them.
             deployment.write(data.path())?;
         }
-        let running =
-            Running { pid: std::process::id(), endpoint: endpoint.clone(), blob_endpoint: blob_endpoint.clone() };
+        let running = Running {
+            pid: std::process::id(),
+            endpoint: endpoint.clone(),
+            blob_endpoint: blob_endpoint.clone(),
+            processes: Vec::new(),
+        };
         running.announce(data.path())?;
-        let target = Target { endpoint, account: deployment.account, key: deployment.key1 };
+        let target = Target { endpoint, account: deployment.account, key: deployment.key1, authority: None };
         Ok(Self { services, target, blob_endpoint, data })
     }
 
@@ -140,11 +148,16 @@ fn own_program() -> Outcome<String> {
     Ok(text.strip_suffix(" (deleted)").unwrap_or(text).to_owned())
 }
 
+/// URL of a port of this machine.
+fn local(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
 /// Both calls are idempotent, so they are simply made at every start.
-async fn put_account(deployment: &Deployment, ports: Ports, key: Arc<kiln_auth::SecretKey>) -> Outcome {
+async fn put_account(deployment: &Deployment, storage: &str, gateway: &str, key: Arc<kiln_auth::SecretKey>) -> Outcome {
     let auth = ServiceAuth::new("kiln-up", key);
-    let mut storage = StorageAdminServiceClient::new(auth.connect(&format!("http://127.0.0.1:{}", ports.storage))?);
-    let mut gateway = GatewayAdminServiceClient::new(auth.connect(&format!("http://127.0.0.1:{}", ports.gateway))?);
+    let mut storage = StorageAdminServiceClient::new(auth.connect(storage)?);
+    let mut gateway = GatewayAdminServiceClient::new(auth.connect(gateway)?);
     let (account, key1, key2) = (&deployment.account, &deployment.key1, &deployment.key2);
     let in_storage = storage.put_account(storage_proto::PutAccountRequest {
         account: account.clone(),
@@ -216,20 +229,8 @@ pub async fn command(data: &Path, addresses: &Addresses) -> Outcome {
         server = Server::start(data, addresses, Wanted::from_env()) => server?,
         () = interrupt.requested() => return Err(Failure::Interrupted),
     };
-    let welcome = format!(
-        "kiln is ready ({} ms)\n  endpoint  {}   gRPC and Azure Batch REST\n  blobs     {}/{}\n  account   {}\n  \
-         data      {}\n  shell     eval \"$(kiln env{})\"\n",
-        begin.elapsed().as_millis(),
-        server.target.endpoint,
-        server.blob_endpoint,
-        server.target.account,
-        server.target.account,
-        server.data.path().display(),
-        data_flag(data),
-    );
-    // A server whose output nobody reads is still a server.
-    let mut stdout = std::io::stdout();
-    let _ = stdout.write_all(welcome.as_bytes()).and_then(|()| stdout.flush());
+    let data_path = server.data.path().to_owned();
+    welcome(begin, &server.target, &server.blob_endpoint, &data_path, data, "");
     let failure = tokio::select! {
         failure = server.failed() => Some(failure),
         () = interrupt.requested() => None,
@@ -240,6 +241,23 @@ pub async fn command(data: &Path, addresses: &Addresses) -> Outcome {
     }
     server.stop().await;
     failure.map_or(Ok(()), |failure| Err(Failure::Silent(failure.exit_code())))
+}
+
+/// Tells where a server is that can be used now; `more` is shown behind it.
+fn welcome(begin: Instant, target: &Target, blob_endpoint: &str, data: &Path, given: &Path, more: &str) {
+    let text = format!(
+        "kiln is ready ({} ms)\n  endpoint  {}   gRPC and Azure Batch REST\n  blobs     {blob_endpoint}/{}\n  account   \
+         {}\n  data      {}\n  shell     eval \"$(kiln env{})\"\n{more}",
+        begin.elapsed().as_millis(),
+        target.endpoint,
+        target.account,
+        target.account,
+        data.display(),
+        data_flag(given),
+    );
+    // A server whose output nobody reads is still a server.
+    let mut stdout = std::io::stdout();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
 fn data_flag(data: &Path) -> String {

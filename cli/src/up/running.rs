@@ -19,6 +19,29 @@ pub struct Running {
     pub endpoint: String,
     /// Blob data plane, without account.
     pub blob_endpoint: String,
+    /// The services, where they are processes of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Process>,
+}
+
+/// One replica of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// For example `job-svc`.
+    pub service: String,
+    /// Counted from 1.
+    pub replica: usize,
+    /// Absent while it is started again.
+    pub pid: Option<u32>,
+    /// Its main port, on this machine.
+    pub port: u16,
+    /// Its data plane, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blob_port: Option<u16>,
+    /// Whether it takes work.
+    pub ready: bool,
+    /// How often it was started.
+    pub starts: u32,
 }
 
 impl Running {
@@ -57,7 +80,8 @@ mod tests {
     #[test]
     fn only_a_server_that_lives_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let running = Running { pid: 1, endpoint: "http://a".to_owned(), blob_endpoint: "http://b".to_owned() };
+        let (endpoint, blob_endpoint) = ("http://a".to_owned(), "http://b".to_owned());
+        let running = Running { pid: 1, endpoint, blob_endpoint, processes: Vec::new() };
         running.announce(dir.path()).unwrap();
         assert_eq!(Running::find(dir.path()), None);
         let held = DataDir::lock(dir.path()).unwrap();

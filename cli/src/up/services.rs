@@ -77,7 +77,7 @@ impl Listeners {
     }
 }
 
-async fn bind_public(flag: &str, address: SocketAddr, last: u16) -> Outcome<TcpListener> {
+pub(super) async fn bind_public(flag: &str, address: SocketAddr, last: u16) -> Outcome<TcpListener> {
     if address.port() == 0
         && last != 0
         && let Ok(listener) = TcpListener::bind(SocketAddr::new(address.ip(), last)).await
@@ -207,7 +207,7 @@ impl Services {
             &plan.blob_endpoint,
             &plan.batch_endpoint,
         );
-        let deps = gateway::Deps { cluster_key: key.clone() };
+        let deps = gateway::Deps { cluster_key: key.clone(), tls: None };
         self.spawn("gateway", |shutdown| gateway::run(config, deps, listeners.gateway, shutdown).boxed())?;
 
         let config = pool_svc::Config {
@@ -223,7 +223,8 @@ impl Services {
         self.spawn("pool-svc", |shutdown| pool_svc::run(config, deps, listeners.pool, shutdown).boxed())?;
 
         let config = job_svc::Config::new(data.clone());
-        let deps = job_svc::Deps { cluster_key: key.clone(), bus: bus.clone(), clock: job_svc::clock::Clock::System };
+        let clock = job_svc::clock::Clock::System;
+        let deps = job_svc::Deps { cluster_key: key.clone(), bus: bus.clone(), clock, tls: None };
         self.spawn("job-svc", |shutdown| job_svc::run(config, deps, listeners.job, shutdown).boxed())?;
 
         let config = monitor_svc::Config::new(&data);
@@ -232,7 +233,7 @@ impl Services {
 
         let config = storage_svc::Config::new(&data, plan.blob_endpoint);
         let deps = storage_svc::Deps { cluster_key: key, bus };
-        let ports = storage_svc::Listeners { grpc: listeners.storage, blob: listeners.blob };
+        let ports = storage_svc::Listeners { grpc: listeners.storage.into(), blob: listeners.blob.into() };
         self.spawn("storage-svc", |shutdown| storage_svc::run(config, deps, ports, shutdown).boxed())
     }
 
@@ -300,7 +301,11 @@ async fn wait_ready(port: u16) {
     }
 }
 
-async fn is_ready(port: u16) -> std::io::Result<bool> {
+/// What `/readyz` of a port of this machine says.
+///
+/// # Errors
+/// If nobody answers there.
+pub(super) async fn is_ready(port: u16) -> std::io::Result<bool> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
     stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
     let mut head = [0; 12];

@@ -5,8 +5,9 @@
 //! |---|---|---|
 //! | account | an account key | the user's client; `kiln-client` does |
 //! | service | the cluster key | each service for its own calls |
+//! | pool join | the cluster key | pool-svc, for machines that somebody lets join a pool; short-lived, for some uses |
 //! | join | the cluster key | pool-svc, for one node that is about to start |
-//! | node | the cluster key | pool-svc, when a node has registered; short-lived |
+//! | node | the cluster key | pool-svc, when a node has registered; short-lived, for one life of its agent |
 //! | job | the cluster key | job-svc, for a task that may work on its own job |
 
 use base64::Engine;
@@ -35,6 +36,16 @@ pub enum Principal {
         /// For example `gateway`.
         name: String,
     },
+    /// A machine that may become a node of a pool.
+    PoolJoin {
+        /// Account that owns the pool.
+        account: String,
+        /// The pool.
+        pool: String,
+        /// Which of the pool's join tokens it is; the pool knows how often it may
+        /// still be used.
+        id: String,
+    },
     /// A node that has not registered yet.
     Join {
         /// Account that owns the pool.
@@ -43,6 +54,10 @@ pub enum Principal {
         pool: String,
         /// The node.
         node: String,
+        /// When the node's record was made, in microseconds since the Unix
+        /// epoch: a later node of the same name is another one.
+        #[serde(default)]
+        made_micros: i64,
     },
     /// A registered node.
     Node {
@@ -52,6 +67,9 @@ pub enum Principal {
         pool: String,
         /// The node.
         node: String,
+        /// The life of its agent that registered.
+        #[serde(default)]
+        incarnation: String,
     },
     /// A task that may work on its own job.
     Job {
@@ -146,7 +164,8 @@ mod tests {
     use super::*;
 
     fn claims(expires: i64) -> Claims {
-        Claims { principal: Principal::Node { account: "a".into(), pool: "p".into(), node: "n".into() }, expires }
+        let (account, pool, node, incarnation) = ("a".into(), "p".into(), "n".into(), "i".into());
+        Claims { principal: Principal::Node { account, pool, node, incarnation }, expires }
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! - messages of one publisher reach a queue in the order of their confirms,
 //!   except those that are delivered again;
 //! - a delivery that was not acknowledged (error, crash, dropped) comes again;
-//! - several consumers of one queue share its messages.
+//! - of several consumers of one queue one gets its messages, so that they are
+//!   dealt with in order; when it is gone, the next does.
 //!
 //! Consumers must therefore accept repetition. Messages are facts about the
 //! past and hints to look; the truth is in the owner's store.

@@ -8,7 +8,7 @@
 //! Queues are bounded by [`QUEUE_MESSAGES`]: a publisher waits for a place. What
 //! was delivered and dropped goes back to its old place in the queue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -113,11 +113,9 @@ impl Bus for MemoryBus {
     async fn subscribe(&self, queue: &QueueSpec) -> Result<Box<dyn Subscription>, BusError> {
         self.declare(queue).await?;
         let prefetch = if queue.prefetch == 0 { QUEUE_MESSAGES } else { usize::from(queue.prefetch) };
-        Ok(Box::new(Consumer {
-            bus: self.clone(),
-            queue: self.queue(queue),
-            permits: Arc::new(Semaphore::new(prefetch)),
-        }))
+        let queue = self.queue(queue);
+        let number = queue.enter();
+        Ok(Box::new(Consumer { bus: self.clone(), queue, number, permits: Arc::new(Semaphore::new(prefetch)) }))
     }
 }
 
@@ -136,6 +134,9 @@ struct QueueState {
     /// By place: what is given back goes where it was.
     ready: BTreeMap<u64, Entry>,
     next_place: u64,
+    /// In the order in which they came; the first gets the messages.
+    consumers: VecDeque<u64>,
+    next_consumer: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -167,12 +168,29 @@ impl Queue {
         }
     }
 
-    async fn pop(&self) -> (u64, Entry) {
+    fn enter(&self) -> u64 {
+        let mut state = locked(&self.state);
+        let number = state.next_consumer;
+        state.next_consumer += 1;
+        state.consumers.push_back(number);
+        number
+    }
+
+    fn leave(&self, consumer: u64) {
+        locked(&self.state).consumers.retain(|other| *other != consumer);
+        // The next may have its turn.
+        self.ready.notify_waiters();
+    }
+
+    async fn pop(&self, consumer: u64) -> (u64, Entry) {
         loop {
             let ready = self.ready.notified();
             tokio::pin!(ready);
             ready.as_mut().enable();
-            let first = locked(&self.state).ready.pop_first();
+            let first = {
+                let mut state = locked(&self.state);
+                if state.consumers.front() == Some(&consumer) { state.ready.pop_first() } else { None }
+            };
             if let Some(found) = first {
                 self.space.notify_waiters();
                 return found;
@@ -216,6 +234,7 @@ impl Ticket {
 struct Consumer {
     bus: MemoryBus,
     queue: Arc<Queue>,
+    number: u64,
     /// Deliveries that may be unacknowledged at once.
     permits: Arc<Semaphore>,
 }
@@ -227,7 +246,7 @@ impl Subscription for Consumer {
         let permit = self.bus.unless_closed(permit).await?.map_err(|_| BusError::Closed)?;
         // Nothing waits between taking the entry and returning it: a caller
         // that gives up loses no message.
-        let (place, entry) = self.bus.unless_closed(self.queue.pop()).await?;
+        let (place, entry) = self.bus.unless_closed(self.queue.pop(self.number)).await?;
         Ok(Delivery {
             message: entry.message.clone(),
             redelivered: entry.redelivered,
@@ -237,6 +256,12 @@ impl Subscription for Consumer {
                 _permit: permit,
             }),
         })
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.queue.leave(self.number);
     }
 }
 

@@ -8,11 +8,13 @@
 //! # Ok(()) }
 //! ```
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kiln_auth::SecretKey;
 use kiln_auth::token::Principal;
 use kiln_error::Error;
+use kiln_grpc::Security;
 use kiln_grpc::channel::TokenAuth;
 use kiln_proto::gateway::v1::account_service_client::AccountServiceClient;
 use kiln_proto::gateway::v1::task_file_service_client::TaskFileServiceClient;
@@ -22,6 +24,7 @@ use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
 use kiln_proto::storage::v1::storage_service_client::StorageServiceClient;
+use kiln_tls::ClientTls;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
@@ -51,16 +54,38 @@ macro_rules! service {
 }
 
 impl Client {
-    /// Connects at the first call.
+    /// Connects at the first call; over TLS (`https://`) to servers that the
+    /// authorities of this system vouch for.
     ///
     /// # Errors
     /// If the endpoint is no URL or the key is not Base64.
     pub fn connect(endpoint: &str, account: &str, key: &str) -> Result<Self, Error> {
+        Self::connect_secured(endpoint, account, key, None)
+    }
+
+    /// As [`Client::connect`], to servers that the authorities in the file
+    /// `authority` (PEM) vouch for.
+    ///
+    /// # Errors
+    /// As there, or if the file cannot be used.
+    pub fn connect_trusting(endpoint: &str, account: &str, key: &str, authority: &Path) -> Result<Self, Error> {
+        let tls = ClientTls::with_authority_file(authority).map_err(|error| {
+            Error::invalid_property("certificate authority", authority.display(), error.to_string())
+        })?;
+        Self::connect_secured(endpoint, account, key, Some(tls))
+    }
+
+    fn connect_secured(endpoint: &str, account: &str, key: &str, tls: Option<ClientTls>) -> Result<Self, Error> {
         let key = SecretKey::from_base64(key)
             .map_err(|error| Error::invalid_property("account key", "(secret)", error.to_string()))?;
         let principal = Principal::Account { account: account.to_owned() };
         let auth = TokenAuth::new(principal, Arc::new(key), TOKEN_SECONDS);
-        Ok(Self { channel: InterceptedService::new(kiln_grpc::connect_lazy(endpoint)?, auth) })
+        Ok(Self {
+            channel: InterceptedService::new(
+                kiln_grpc::connect_secured(endpoint, &Security { tls, name: None })?,
+                auth,
+            ),
+        })
     }
 
     service!(

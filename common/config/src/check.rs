@@ -40,6 +40,26 @@ pub fn url(key: &'static str, text: &str) -> Result<String, ConfigError> {
     Err(ConfigError::value(key, text, "must be a URL such as http://127.0.0.1:7450"))
 }
 
+/// Largest number of replicas that one setting can name.
+const MOST_URLS: usize = 32;
+
+/// URLs of the replicas of one service, separated by commas, as
+/// [`url`] wants each; the same list without spaces is given back.
+///
+/// # Errors
+/// It has none or too many, one of them is no URL, or they differ in scheme.
+pub fn urls(key: &'static str, text: &str) -> Result<String, ConfigError> {
+    let all: Vec<String> = text.split(',').map(|one| url(key, one.trim())).collect::<Result<_, _>>()?;
+    if all.len() > MOST_URLS {
+        return Err(ConfigError::value(key, text, format!("names more than {MOST_URLS} URLs")));
+    }
+    let scheme = |url: &String| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
+    if all.windows(2).any(|pair| scheme(&pair[0]) != scheme(&pair[1])) {
+        return Err(ConfigError::value(key, text, "must have one scheme: all http or all https"));
+    }
+    Ok(all.join(","))
+}
+
 /// A number from 1 to `most`.
 ///
 /// # Errors
@@ -69,6 +89,7 @@ mod tests {
     #[test]
     fn good_values_pass_and_bad_ones_are_named() {
         assert_eq!(url("u", "http://a:1//").unwrap(), "http://a:1");
+        assert_eq!(urls("u", "http://a:1/, http://b:2").unwrap(), "http://a:1,http://b:2");
         assert_eq!(address("a", "[::1]:0").unwrap().port(), 0);
         assert_eq!(within("n", 5_u16, 5).unwrap(), 5);
         assert_eq!(seconds("s", 86_400).unwrap(), Duration::from_secs(86_400));
@@ -76,6 +97,9 @@ mod tests {
         for (error, key) in [
             (url("u", "7460").unwrap_err(), "u = \"7460\""),
             (url("u", "http://").unwrap_err(), "u = \"http://\""),
+            (urls("u", "http://a:1,").unwrap_err(), "u = \"\""),
+            (urls("u", "http://a:1,https://b:1").unwrap_err(), "one scheme"),
+            (urls("u", &["http://a:1"; 33].join(",")).unwrap_err(), "more than 32"),
             (url("u", "ftp://a").unwrap_err(), "u = \"ftp://a\""),
             (address("a", "localhost").unwrap_err(), "a = \"localhost\""),
             (within("n", 0_u16, 5).unwrap_err(), "n = \"0\""),

@@ -53,7 +53,7 @@ where
     Raw: DeserializeOwned,
     Flags: Serialize,
 {
-    extract(file, prefix, flags, |_| true)
+    load_some(file, prefix, flags, |_| true)
 }
 
 /// Like [`load`], in two parts: `A` is made of the top-level keys in `keys`,
@@ -72,12 +72,17 @@ where
     B: DeserializeOwned,
     Flags: Serialize,
 {
-    let first = extract(file, prefix, flags, |key| keys.contains(&key))?;
-    let second = extract(file, prefix, flags, |key| !keys.contains(&key))?;
+    let first = load_some(file, prefix, flags, |key| keys.contains(&key))?;
+    let second = load_some(file, prefix, flags, |key| !keys.contains(&key))?;
     Ok((first, second))
 }
 
-fn extract<Raw, Flags>(
+/// Like [`load`], of the top-level keys that `keep` wants. Whoever reads some
+/// has to read all others elsewhere: none must pass unseen.
+///
+/// # Errors
+/// [`ConfigError`] names the key, the value and where it came from.
+pub fn load_some<Raw, Flags>(
     file: Option<&Path>,
     prefix: &str,
     flags: &Flags,

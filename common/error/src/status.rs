@@ -137,11 +137,28 @@ impl From<Status> for Error {
         Self {
             kind,
             reason,
-            message: status.message().to_owned(),
+            message: with_sources(&status),
             details: pairs,
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }
     }
+}
+
+/// The message, and why: a connection that could not be made, or broke, has its
+/// reason among its sources, as long as it is not sent on.
+fn with_sources(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = std::error::Error::source(status);
+    while let Some(source) = next {
+        let why = source.to_string();
+        // Some repeat what they are about.
+        if !why.is_empty() && !text.contains(&why) {
+            text.push_str(": ");
+            text.push_str(&why);
+        }
+        next = source.source();
+    }
+    text
 }
 
 fn default_reason(kind: Kind) -> &'static str {

@@ -4,6 +4,11 @@
 //! and nodes. Users' keys and tokens are checked at the gateway, which then
 //! calls with its own service token and names the account in
 //! [`ACCOUNT_KEY`] metadata. A node cannot choose its account: it is in its token.
+//!
+//! On connections with TLS a service's token counts only together with the
+//! certificate of that very service: neither the cluster key nor a node's
+//! certificate alone opens what is between services. Nodes may do without a
+//! certificate; what they may do is in their token.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,6 +19,7 @@ use http::HeaderMap;
 use kiln_auth::SecretKey;
 use kiln_auth::token::{self, Principal};
 use kiln_error::{Error, Kind};
+use kiln_tls::{Peer, Role};
 
 /// Metadata key in which a service names the account it calls for.
 pub const ACCOUNT_KEY: &str = "kiln-account";
@@ -53,7 +59,9 @@ impl Caller {
                     format!("{ACCOUNT_KEY} metadata is required"),
                 )
             }),
-            Principal::Node { account, .. } | Principal::Join { account, .. } => Ok(account),
+            Principal::Node { account, .. } | Principal::Join { account, .. } | Principal::PoolJoin { account, .. } => {
+                Ok(account)
+            }
             Principal::Account { .. } | Principal::Job { .. } => Err(denied("this caller has to use the gateway")),
         }
     }
@@ -85,14 +93,37 @@ impl Caller {
     /// Permission denied for anybody else.
     pub fn node(&self) -> Result<(&str, &str, &str), Error> {
         match &self.principal {
-            Principal::Node { account, pool, node } => Ok((account, pool, node)),
+            Principal::Node { account, pool, node, .. } => Ok((account, pool, node)),
             _ => Err(denied("only a registered node may call this")),
+        }
+    }
+
+    /// Refuses a node whose token was made for another life of its agent.
+    ///
+    /// # Errors
+    /// Permission denied.
+    pub fn require_incarnation(&self, said: &str) -> Result<(), Error> {
+        match &self.principal {
+            Principal::Node { incarnation, .. } if incarnation == said => Ok(()),
+            _ => Err(denied("the token is of another life of this node's agent; register again")),
         }
     }
 }
 
 fn denied(message: &str) -> Error {
     Error::new(Kind::PermissionDenied, "InsufficientAccountPermissions", message)
+}
+
+/// A service's token has to come over a connection with its certificate.
+fn check_certificate(service: &str, peer: &Peer) -> Result<(), Error> {
+    match peer {
+        Peer::Known(Role::Service(name)) if name == service => Ok(()),
+        Peer::Anonymous | Peer::Stranger | Peer::Known(Role::Node | Role::Service(_)) => Err(denied(&format!(
+            "the token of service {service} needs its certificate ({}), but this connection has shown {peer}; \
+             set tls_cert_file and tls_key_file of the caller",
+            Role::Service(service.to_owned())
+        ))),
+    }
 }
 
 /// Verifies the bearer token of every call; health and reflection are open.
@@ -107,7 +138,7 @@ impl CallerLayer {
         Self { key: cluster_key }
     }
 
-    fn identify(&self, headers: &HeaderMap) -> Result<Caller, Error> {
+    fn identify(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Caller, Error> {
         let unauthenticated = |message: String| Error::new(Kind::Unauthenticated, "AuthenticationFailed", message);
         let bearer = headers
             .get(http::header::AUTHORIZATION)
@@ -116,6 +147,9 @@ impl CallerLayer {
             .ok_or_else(|| unauthenticated("a bearer token is required".to_owned()))?;
         let claims =
             token::verify(bearer, [&*self.key], now_seconds()).map_err(|error| unauthenticated(error.to_string()))?;
+        if let (Principal::Service { name }, Some(peer)) = (&claims.principal, peer) {
+            check_certificate(name, peer)?;
+        }
         let account = headers.get(ACCOUNT_KEY).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(Caller { principal: claims.principal, account })
     }
@@ -159,7 +193,7 @@ where
         if request.uri().path().starts_with("/grpc.") {
             return Either::Left(self.inner.call(request));
         }
-        match self.layer.identify(request.headers()) {
+        match self.layer.identify(request.headers(), request.extensions().get::<Peer>()) {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Either::Left(self.inner.call(request))

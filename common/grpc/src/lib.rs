@@ -5,7 +5,8 @@
 //!   loop serves any axum router, so the HTTP fronts use it too.
 //! - [`caller`]: who calls. A layer verifies the bearer token once; handlers ask
 //!   [`caller::Caller`] for the account or the node.
-//! - [`channel`]: outgoing channels with keep-alive, service tokens, the
+//!   Where there are certificates, a service's token needs its certificate.
+//! - [`channel`]: outgoing channels with keep-alive, TLS, service tokens, the
 //!   account on whose behalf a call is made, and the trace context.
 //! - [`condition`]: conditions on the version of a record.
 //! - [`page`]: page sizes and opaque page tokens.
@@ -17,5 +18,5 @@ pub mod page;
 pub mod server;
 
 pub use caller::{Caller, CallerLayer};
-pub use channel::{ServiceAuth, ServiceChannel, TokenAuth, connect_lazy, with_account};
-pub use server::{Readiness, Server, serve_http};
+pub use channel::{Security, ServiceAuth, ServiceChannel, TokenAuth, connect_lazy, connect_secured, with_account};
+pub use server::{Port, Readiness, Server, serve_http};

@@ -1,8 +1,10 @@
 //! One listener per service, for everything it serves.
 
 mod patience;
+mod port;
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +15,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use kiln_auth::SecretKey;
-use kiln_telemetry::prometheus::{Encoder, Registry, TextEncoder};
+use kiln_telemetry::prometheus::{self, Encoder, Registry, TextEncoder};
 use kiln_telemetry::propagation;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -26,6 +28,8 @@ use tracing::Instrument;
 
 use crate::caller::CallerLayer;
 use patience::Patient;
+
+pub use port::Port;
 
 /// How long open requests may take after a stop was asked for.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -55,6 +59,16 @@ impl Readiness {
         *self.0.borrow()
     }
 
+    /// Says that no more work can be taken as soon as `shutdown` comes, also on
+    /// connections that stay open while requests under way finish.
+    pub fn end_with(&self, shutdown: CancellationToken) {
+        let readiness = self.clone();
+        kiln_telemetry::spawn(async move {
+            shutdown.cancelled().await;
+            readiness.set(false);
+        });
+    }
+
     /// Completes when work can be taken.
     pub async fn ready(&self) {
         // The sender lives in `self`, so the channel is open.
@@ -81,9 +95,10 @@ impl Server {
     ///
     /// # Errors
     /// If reflection cannot be set up, or the listener fails for good.
-    pub async fn serve(self, listener: TcpListener, routes: Routes, shutdown: CancellationToken) -> io::Result<()> {
+    pub async fn serve(self, port: impl Into<Port>, routes: Routes, shutdown: CancellationToken) -> io::Result<()> {
         let router = self.router(routes)?;
-        serve_http(self.name, listener, router, shutdown).await
+        self.readiness.end_with(shutdown.clone());
+        serve_http(self.name, port, router, shutdown).await
     }
 
     /// The router [`Server::serve`] serves, for services that merge it with an
@@ -154,7 +169,10 @@ async fn readyz(State(operator): State<Operator>) -> Response {
 async fn show_metrics(State(operator): State<Operator>) -> Response {
     let mut text = Vec::new();
     let encoder = TextEncoder::new();
-    match encoder.encode(&operator.metrics.gather(), &mut text) {
+    // The service's own, and what belongs to the process.
+    let mut families = operator.metrics.gather();
+    families.extend(prometheus::gather());
+    match encoder.encode(&families, &mut text) {
         Ok(()) => ([("content-type", encoder.format_type().to_owned())], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -175,29 +193,19 @@ async fn not_found(request: axum::extract::Request) -> Response {
 }
 
 /// Accepts connections (HTTP/1.1 and HTTP/2 on one port) until `shutdown`, then
-/// lets open requests finish for a bounded time.
+/// lets open requests finish for a bounded time. Requests that come over TLS have
+/// their [`kiln_tls::Peer`] among their extensions.
 ///
 /// # Errors
 /// Only if the listener itself is unusable; failed connections are logged.
 pub async fn serve_http(
     name: &'static str,
-    listener: TcpListener,
+    port: impl Into<Port>,
     router: Router,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_READ_TIMEOUT)
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .max_concurrent_streams(1024)
-        .initial_connection_window_size(8 * 1024 * 1024)
-        .initial_stream_window_size(4 * 1024 * 1024);
-    let builder = Arc::new(builder);
+    let Port { listener, tls } = port.into();
+    let builder = Arc::new(connection_builder());
     let graceful = GracefulShutdown::new();
     loop {
         let (stream, peer) = tokio::select! {
@@ -215,19 +223,66 @@ pub async fn serve_http(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(service = name, %peer, %error, "TCP_NODELAY could not be set");
         }
-        let service = TowerToHyperService::new(router.clone().layer(axum::Extension(axum::extract::ConnectInfo(peer))));
-        let connection =
-            builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service).into_owned();
-        let connection = graceful.watch(connection);
-        kiln_telemetry::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(service = name, %peer, error, "connection ended");
+        let router = router.clone().layer(axum::Extension(axum::extract::ConnectInfo(peer)));
+        let connection = Connection { name, peer, builder: builder.clone(), watcher: graceful.watcher() };
+        match &tls {
+            None => {
+                kiln_telemetry::spawn(connection.serve(stream, router));
             }
-        });
+            Some(tls) => {
+                let (tls, shutdown) = (tls.clone(), shutdown.clone());
+                kiln_telemetry::spawn(async move {
+                    let handshake = port::handshake(name, peer, &tls, stream);
+                    let Some(Some((stream, shown))) = shutdown.run_until_cancelled(Box::pin(handshake)).await else {
+                        return;
+                    };
+                    connection.serve(stream, router.layer(axum::Extension(shown))).await;
+                });
+            }
+        }
     }
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::info!(service = name, "some requests were still open when the time to drain was over");
     }
     Ok(())
+}
+
+fn connection_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ_TIMEOUT)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .max_concurrent_streams(1024)
+        .initial_connection_window_size(8 * 1024 * 1024)
+        .initial_stream_window_size(4 * 1024 * 1024);
+    builder
+}
+
+/// A connection that was accepted.
+struct Connection {
+    name: &'static str,
+    peer: SocketAddr,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    watcher: Watcher,
+}
+
+impl Connection {
+    /// Serves it to its end.
+    async fn serve<S>(self, stream: S, router: Router)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = TowerToHyperService::new(router);
+        let connection =
+            self.builder.serve_connection_with_upgrades(TokioIo::new(Patient::new(stream)), service).into_owned();
+        if let Err(error) = Box::pin(self.watcher.watch(connection)).await {
+            tracing::debug!(service = self.name, peer = %self.peer, error, "connection ended");
+        }
+    }
 }

@@ -14,8 +14,12 @@
 //!     workitems/<job>/job-1/<task>/{stdout.txt,stderr.txt,wd/}
 //! ```
 
+pub mod record;
+
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 /// File with the [`JoinConfig`], in the node's directory.
@@ -56,6 +60,10 @@ pub struct JoinConfig {
     pub node_id: String,
     /// Bearer token for the registration.
     pub join_token: String,
+    /// Authority that issued the services' certificates, PEM; absent where
+    /// they have none. With it agents know pool-svc and job-svc by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_pem: Option<String>,
     /// The node's own directory (absolute).
     pub node_dir: PathBuf,
 }
@@ -87,6 +95,42 @@ impl JoinConfig {
     }
 }
 
+/// What `kiln node join` needs, in one word: `kilnjoin1.<Base64 of JSON>`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinInvitation {
+    /// URL of pool-svc's control service.
+    pub control_endpoint: String,
+    /// See [`JoinConfig::ca_pem`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_pem: Option<String>,
+    /// Bearer token for the pool.
+    pub token: String,
+}
+
+const INVITATION: &str = "kilnjoin1.";
+
+impl JoinInvitation {
+    /// As one word.
+    pub fn to_text(&self) -> String {
+        // Strings only: serialising cannot fail.
+        #[allow(clippy::expect_used)]
+        let json = serde_json::to_vec(self).expect("strings are JSON");
+        format!("{INVITATION}{}", BASE64_URL_SAFE_NO_PAD.encode(json))
+    }
+
+    /// From that word; `None` if it is none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let json = BASE64_URL_SAFE_NO_PAD.decode(text.trim().strip_prefix(INVITATION)?).ok()?;
+        serde_json::from_slice(&json).ok()
+    }
+}
+
+impl std::fmt::Debug for JoinInvitation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinInvitation").field("control_endpoint", &self.control_endpoint).finish_non_exhaustive()
+    }
+}
+
 /// Directory of a job relative to the node root: `workitems/<job>/job-1`. The
 /// jobs of a schedule are named `<schedule>:job-<n>` and live at
 /// `workitems/<schedule>/job-<n>`.
@@ -103,6 +147,18 @@ pub fn task_dir(job_id: &str, task_id: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn invitations_are_one_word_and_do_not_print_their_secret() {
+        let ca_pem = Some("-----BEGIN CERTIFICATE-----\n".to_owned());
+        let invitation = JoinInvitation { control_endpoint: "https://p:1".into(), ca_pem, token: "kiln1.s".into() };
+        let text = invitation.to_text();
+        assert_eq!(JoinInvitation::parse(&format!("{text}\n")), Some(invitation.clone()));
+        assert!(!format!("{invitation:?}").contains("kiln1"));
+        for bad in ["", "kilnjoin1.", "kilnjoin1.e30", "kiln1.x.y"] {
+            assert_eq!(JoinInvitation::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn directories_are_those_of_azure_batch() {

@@ -3,12 +3,18 @@
 //! | key | |
 //! |---|---|
 //! | `listen` | address of the service's main port |
-//! | `data_dir` | directory of its store; required |
+//! | `data_dir` | directory of its store and other files; required |
+//! | `database_url` | PostgreSQL for its store; absent: a SQLite file in `data_dir` |
+//! | `database_url_file` | file with that URL, which holds a password |
+//! | `database_schema` | schema of that database; default: the service's name with `_` |
+//! | `database_connections` | connections of this process to it; default 8 |
 //! | `cluster_key_file` | file with the deployment's key, Base64 |
 //! | `cluster_key` | the key itself; meant for the environment |
 //! | `amqp_url` | RabbitMQ, or `memory` to keep events in the process; required |
 //! | `amqp_prefix` | put before the names of exchanges and queues, so that deployments can share a broker |
 //! | `log_format` | `json` (default) or `plain` |
+//!
+//! Those of certificates are in [`crate::tls`].
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,9 +24,12 @@ use std::sync::Arc;
 use clap::Parser;
 use kiln_auth::SecretKey;
 use kiln_config::{ConfigError, check};
+use kiln_store::{PostgresConfig, StoreConfig};
 use kiln_telemetry::LogFormat;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use crate::tls::{PublicPort, RawTls, Tls};
 
 /// Value of `amqp_url` that keeps events inside the process.
 const IN_MEMORY: &str = "memory";
@@ -66,6 +75,9 @@ pub trait Settings: DeserializeOwned {
     const LISTEN: &'static str;
     /// Whether the service is on the bus; else `amqp_url` is an unknown key.
     const ON_BUS: bool = true;
+    /// Which of its ports users come to; without one, `public_tls_cert_file` is
+    /// an unknown key.
+    const PUBLIC_PORT: PublicPort = PublicPort::None;
 
     /// Checks the settings.
     ///
@@ -88,8 +100,10 @@ pub enum BusSetting {
 pub struct Common {
     /// Address of the main port.
     pub listen: SocketAddr,
-    /// Directory of the store.
+    /// Directory of the service's files.
     pub data_dir: PathBuf,
+    /// Where the records are.
+    pub store: StoreConfig,
     /// The deployment's key.
     pub cluster_key: Arc<SecretKey>,
     /// Where events go.
@@ -98,6 +112,8 @@ pub struct Common {
     pub amqp_prefix: String,
     /// Form of the log lines.
     pub log_format: LogFormat,
+    /// Certificates of its ports.
+    pub tls: Tls,
 }
 
 /// [`Common`] as written.
@@ -106,6 +122,10 @@ pub struct Common {
 struct RawCommon {
     listen: Option<String>,
     data_dir: Option<PathBuf>,
+    database_url: Option<String>,
+    database_url_file: Option<PathBuf>,
+    database_schema: Option<String>,
+    database_connections: Option<usize>,
     cluster_key_file: Option<PathBuf>,
     cluster_key: Option<String>,
     amqp_url: Option<String>,
@@ -114,8 +134,19 @@ struct RawCommon {
 }
 
 /// The keys of [`RawCommon`]; the last two are for services on the bus.
-const KEYS: [&str; 7] =
-    ["listen", "data_dir", "cluster_key_file", "cluster_key", "log_format", "amqp_url", "amqp_prefix"];
+const KEYS: [&str; 11] = [
+    "listen",
+    "data_dir",
+    "database_url",
+    "database_url_file",
+    "database_schema",
+    "database_connections",
+    "cluster_key_file",
+    "cluster_key",
+    "log_format",
+    "amqp_url",
+    "amqp_prefix",
+];
 
 /// Reads file, environment and flags.
 ///
@@ -123,15 +154,21 @@ const KEYS: [&str; 7] =
 /// [`ConfigError`] names the key, the value and where it came from.
 pub fn load<S: Settings>(flags: &Flags) -> Result<(Common, S::Config), ConfigError> {
     let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - 2] };
-    let (common, own): (RawCommon, S) = kiln_config::load_parts(flags.config.as_deref(), S::ENV_PREFIX, flags, keys)?;
-    let common = common.validate(S::LISTEN, S::ON_BUS)?;
+    let (file, prefix) = (flags.config.as_deref(), S::ENV_PREFIX);
+    let of_tls = RawTls::keys(S::PUBLIC_PORT);
+    let tls: RawTls = kiln_config::load_some(file, prefix, flags, |key| of_tls.contains(&key))?;
+    let common: RawCommon = kiln_config::load_some(file, prefix, flags, |key| keys.contains(&key))?;
+    let own: S = kiln_config::load_some(file, prefix, flags, |key| !keys.contains(&key) && !of_tls.contains(&key))?;
+    let common = common.validate(S::SERVICE, S::LISTEN, S::ON_BUS, tls.open()?)?;
     let config = own.validate(&common)?;
     Ok((common, config))
 }
 
 impl RawCommon {
-    fn validate(self, default_listen: &str, on_bus: bool) -> Result<Common, ConfigError> {
+    fn validate(mut self, service: &str, default_listen: &str, on_bus: bool, tls: Tls) -> Result<Common, ConfigError> {
+        let store = self.store(service)?;
         Ok(Common {
+            store,
             listen: check::address("listen", self.listen.as_deref().unwrap_or(default_listen))?,
             data_dir: check::required("data_dir", self.data_dir)?,
             cluster_key: Arc::new(key(self.cluster_key_file.as_deref(), self.cluster_key.as_deref())?),
@@ -142,7 +179,51 @@ impl RawCommon {
                 Some("plain") => LogFormat::Plain,
                 Some(other) => return Err(ConfigError::value("log_format", other, "must be json or plain")),
             },
+            tls,
         })
+    }
+}
+
+impl RawCommon {
+    fn store(&mut self, service: &str) -> Result<StoreConfig, ConfigError> {
+        let (key, url) = match (self.database_url.take(), self.database_url_file.take()) {
+            (Some(url), None) => ("database_url", url),
+            (None, Some(file)) => {
+                let wrong =
+                    |why: std::io::Error| ConfigError::value("database_url_file", file.display(), why.to_string());
+                ("database_url_file", std::fs::read_to_string(&file).map_err(wrong)?.trim().to_owned())
+            }
+            (Some(_), Some(file)) => {
+                let why = "cannot be given together with database_url";
+                return Err(ConfigError::value("database_url_file", file.display(), why));
+            }
+            (None, None) => return self.file(service),
+        };
+        let schema = self.database_schema.take().unwrap_or_else(|| service.replace('-', "_"));
+        let config = PostgresConfig::new(&url, &schema).map_err(|error| {
+            let (key, value) = if error.is_schema() { ("database_schema", schema.as_str()) } else { (key, "(secret)") };
+            ConfigError::value(key, value, error.to_string())
+        })?;
+        let config = match self.database_connections {
+            None => config,
+            Some(count) => config
+                .with_connections(count)
+                .map_err(|error| ConfigError::value("database_connections", count, error.to_string()))?,
+        };
+        Ok(config.into())
+    }
+
+    /// A SQLite file, for which the other settings mean nothing.
+    fn file(&self, service: &str) -> Result<StoreConfig, ConfigError> {
+        let needs_url = "means nothing without database_url";
+        if let Some(schema) = &self.database_schema {
+            return Err(ConfigError::value("database_schema", schema, needs_url));
+        }
+        if let Some(count) = self.database_connections {
+            return Err(ConfigError::value("database_connections", count, needs_url));
+        }
+        let dir = check::required("data_dir", self.data_dir.as_ref())?;
+        Ok(dir.join(format!("{service}.db")).into())
     }
 }
 
@@ -275,6 +356,37 @@ mod tests {
         assert_eq!(common.cluster_key.to_base64(), KEY);
         let error = read::<Quiet>(&format!("{text}cluster_key = \"{KEY}\"\n")).unwrap_err();
         assert!(error.contains("together") && !error.contains(KEY), "{error}");
+    }
+
+    #[test]
+    fn the_store_is_a_file_or_a_schema_and_passwords_are_not_shown() {
+        let good = format!("data_dir = \"d\"\ncluster_key = \"{KEY}\"\n");
+        let (common, ()) = read::<Quiet>(&good).unwrap();
+        assert_eq!(common.store, StoreConfig::Sqlite("d/quiet-svc.db".into()));
+        let url = "postgres://kiln:hush@db.example/kiln";
+        let (common, ()) =
+            read::<Quiet>(&format!("{good}database_url = \"{url}\"\ndatabase_connections = 5\n")).unwrap();
+        let shown = format!("{common:?}");
+        assert!(shown.contains("quiet_svc") && shown.contains("db.example") && !shown.contains("hush"), "{shown}");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("url");
+        std::fs::write(&file, format!("{url}\n")).unwrap();
+        let (from_file, ()) = read::<Quiet>(&format!(
+            "{good}database_url_file = {file:?}\ndatabase_schema = \"quiet_svc\"\ndatabase_connections = 5\n"
+        ))
+        .unwrap();
+        assert_eq!(from_file.store, common.store);
+        for (text, names) in [
+            ("database_url = \"mysql://u:hush@h/k\"".to_owned(), "database_url = \"(secret)\""),
+            (format!("database_url = \"{url}\"\ndatabase_schema = \"A b\""), "database_schema = \"A b\""),
+            (format!("database_url = \"{url}\"\ndatabase_connections = 1"), "database_connections = \"1\""),
+            (format!("database_url = \"{url}\"\ndatabase_url_file = {file:?}"), "together"),
+            ("database_connections = 4".to_owned(), "database_connections"),
+            ("database_schema = \"s\"".to_owned(), "database_schema"),
+        ] {
+            let error = read::<Quiet>(&format!("{good}{text}\n")).unwrap_err();
+            assert!(error.contains(names) && !error.contains("hush"), "{error}");
+        }
     }
 
     #[test]

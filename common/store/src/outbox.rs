@@ -17,11 +17,14 @@ use kiln_bus::{Bus, BusError, Message};
 use kiln_proto::events::v1::{Event, event::Payload};
 use kiln_telemetry::prometheus::IntGauge;
 use prost::Message as _;
-use rusqlite::{Connection, OptionalExtension, params};
 use std::sync::Arc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::sqlite::{Database, StoreError};
+use crate::database::Database;
+use crate::error::StoreError;
+use crate::params;
+use crate::sql::{Connection, OptionalExtension};
 
 /// Tables of the outbox, for a service's migration.
 pub const SCHEMA: &str = "
@@ -41,6 +44,13 @@ const READ_ROWS: i64 = 256;
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// First and longest wait after the bus refused.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// After so many bytes of events more will follow: they gather until so long after the last look. What comes
+/// one by one is published at once.
+const BUSY_BYTES: usize = 4096;
+const PACE: Duration = Duration::from_millis(15);
+/// Published rows are deleted when there are so many, or when nothing has come for so long.
+const DELETE_ROWS: usize = 512;
+const CALM: Duration = Duration::from_millis(50);
 /// Rows are looked for this often even if no commit was noticed.
 const SCAN: Duration = Duration::from_secs(5);
 
@@ -72,7 +82,7 @@ pub fn append(connection: &Connection, service: &str, events: Vec<NewEvent>) -> 
     }
     let (source, mut next) = state(connection, service)?;
     let mut ids = Ids::new();
-    let mut insert = connection.prepare_cached("INSERT INTO outbox (events) VALUES (?1)")?;
+    let mut insert = connection.batch("INSERT INTO outbox (events) VALUES (?1)", 0)?;
     let mut message = Vec::new();
     for group in group::by_type(events) {
         message.clear();
@@ -92,8 +102,9 @@ pub fn append(connection: &Connection, service: &str, events: Vec<NewEvent>) -> 
             // Field 1 of `EventBatch`.
             prost::encoding::message::encode(1, &event, &mut message);
         }
-        insert.execute([&message[..]])?;
+        insert.add([&message[..]])?;
     }
+    insert.finish()?;
     connection.prepare_cached("UPDATE outbox_state SET next_sequence = ?1")?.execute([next])?;
     Ok(())
 }
@@ -130,44 +141,72 @@ fn state(connection: &Connection, service: &str) -> Result<(String, i64), StoreE
 
 /// Publishes what is in the outbox until `shutdown`. Failures of bus or store
 /// are retried with backoff; rows stay until their messages are confirmed.
-/// `lag` shows the rows that wait.
+/// `lag` shows the rows that wait. Of several replicas one publishes, so that
+/// messages keep their order; when it is gone, another does.
 pub async fn relay(database: Database, bus: Arc<dyn Bus>, lag: IntGauge, shutdown: CancellationToken) {
-    let mut wait = RETRY.0;
+    let mut turn = database.turn();
     loop {
+        tokio::select! {
+            () = turn.mine() => {}
+            () = shutdown.cancelled() => return,
+        }
+        tokio::select! {
+            () = publish(&database, &bus, &lag, &shutdown) => return,
+            () = turn.lost() => tracing::warn!("another replica publishes events from here on"),
+        }
+        lag.set(0);
+    }
+}
+
+async fn publish(database: &Database, bus: &Arc<dyn Bus>, lag: &IntGauge, shutdown: &CancellationToken) {
+    let mut relay =
+        Relay { database: database.clone(), bus: bus.clone(), lag: lag.clone(), confirmed: 0, undeleted: 0 };
+    let mut wait = RETRY.0;
+    while !shutdown.is_cancelled() {
+        let waiter = relay.database.clone();
         // Created before looking: it also completes for a commit that happens
         // while we look, so none is missed.
-        let committed = database.committed();
+        let committed = waiter.committed();
+        let began = Instant::now();
         // Publishing waits until the message is safe with its consumers, who may
         // have stopped already; rows that were not deleted are published again.
         let published = tokio::select! {
-            published = publish_some(&database, &*bus, &lag) => published,
-            () = shutdown.cancelled() => return,
+            published = relay.publish_some() => published,
+            () = shutdown.cancelled() => break,
         };
         match published {
             Ok(0) => {
                 wait = RETRY.0;
+                let pause = if relay.undeleted > 0 { CALM } else { SCAN };
                 tokio::select! {
                     () = committed => {}
-                    () = tokio::time::sleep(SCAN) => {}
-                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => relay.delete_or_tell().await,
+                    () = shutdown.cancelled() => break,
                 }
             }
-            Ok(_) => {
+            Ok(bytes) => {
                 wait = RETRY.0;
-                if shutdown.is_cancelled() {
-                    return;
+                if relay.undeleted >= DELETE_ROWS {
+                    relay.delete_or_tell().await;
+                }
+                if bytes >= BUSY_BYTES {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(began + PACE) => {}
+                        () = shutdown.cancelled() => break,
+                    }
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, retry_in = ?wait, "events could not be published; they stay in the outbox");
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    () = shutdown.cancelled() => return,
+                    () = shutdown.cancelled() => break,
                 }
                 wait = (wait * 2).min(RETRY.1);
             }
         }
     }
+    relay.delete_or_tell().await;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -178,27 +217,59 @@ enum RelayError {
     Bus(#[from] BusError),
 }
 
-/// Publishes one read's worth of rows; returns how many there were.
-async fn publish_some(database: &Database, bus: &dyn Bus, lag: &IntGauge) -> Result<usize, RelayError> {
-    let (rows, waiting) = database.read(read_rows).await?;
-    lag.set(waiting);
-    let Some(last) = rows.last().map(|(id, _)| *id) else { return Ok(0) };
-    let count = rows.len();
-    bus.publish_all(rows.into_iter().map(|(_, message)| message).collect()).await?;
-    database
-        .write::<_, StoreError, _>(move |connection| {
-            Ok(connection.prepare_cached("DELETE FROM outbox WHERE id <= ?1")?.execute([last])?)
-        })
-        .await?;
-    Ok(count)
+/// What one relay has done.
+struct Relay {
+    database: Database,
+    bus: Arc<dyn Bus>,
+    lag: IntGauge,
+    /// The last row whose message is confirmed.
+    confirmed: i64,
+    /// Rows up to there that are still stored. They go together, because each deletion is a
+    /// commit; after a crash their messages are published again.
+    undeleted: usize,
 }
 
-fn read_rows(connection: &Connection) -> Result<(Vec<(i64, Message)>, i64), StoreError> {
-    let mut statement = connection.prepare_cached("SELECT id, events FROM outbox ORDER BY id LIMIT ?1")?;
-    let mut rows = statement.query([READ_ROWS])?;
+impl Relay {
+    /// Publishes one read's worth of rows; gives their size in bytes.
+    async fn publish_some(&mut self) -> Result<usize, RelayError> {
+        let after = self.confirmed;
+        let (rows, waiting) = self.database.read(move |connection| read_rows(connection, after)).await?;
+        self.lag.set(waiting);
+        let Some(last) = rows.last().map(|(id, _)| *id) else { return Ok(0) };
+        let count = rows.len();
+        let messages: Vec<Message> = rows.into_iter().map(|(_, message)| message).collect();
+        let bytes = messages.iter().map(|message| message.body.len()).sum();
+        self.bus.publish_all(messages).await?;
+        self.confirmed = last;
+        self.undeleted += count;
+        self.lag.set(waiting - i64::try_from(count).unwrap_or(waiting));
+        Ok(bytes)
+    }
+
+    async fn delete_or_tell(&mut self) {
+        if self.undeleted == 0 {
+            return;
+        }
+        let last = self.confirmed;
+        let deleted = self.database.write::<_, StoreError, _>(move |connection| {
+            Ok(connection.prepare_cached("DELETE FROM outbox WHERE id <= ?1")?.execute([last])?)
+        });
+        match deleted.await {
+            Ok(_) => self.undeleted = 0,
+            // Tried again when more are confirmed, or at the next pause.
+            Err(error) => tracing::warn!(%error, "published events could not be removed from the outbox"),
+        }
+    }
+}
+
+/// The next messages after row `after`, and how many rows wait in all.
+fn read_rows(connection: &Connection, after: i64) -> Result<(Vec<(i64, Message)>, i64), StoreError> {
+    let mut statement =
+        connection.prepare_cached("SELECT id, events FROM outbox WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let mut rows = statement.query([after, READ_ROWS])?;
     let (mut messages, mut size) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        let bytes = row.get_ref(1)?.as_blob().map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let bytes = row.get_ref(1)?.as_blob()?;
         size += bytes.len();
         messages.push((row.get(0)?, message(bytes)?));
         if size >= READ_BYTES {
@@ -206,7 +277,8 @@ fn read_rows(connection: &Connection) -> Result<(Vec<(i64, Message)>, i64), Stor
         }
     }
     drop(rows);
-    let waiting = connection.prepare_cached("SELECT count(*) FROM outbox")?.query_row([], |row| row.get(0))?;
+    let waiting =
+        connection.prepare_cached("SELECT count(*) FROM outbox WHERE id > ?1")?.query_row([after], |row| row.get(0))?;
     Ok((messages, waiting))
 }
 
@@ -232,10 +304,11 @@ fn message(batch: &[u8]) -> Result<Message, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sqlite::{Durability, Migration};
+    use crate::testing::TestStore;
+    use crate::{Durability, Migration};
     use kiln_proto::events::v1::{BlobChanged, EventBatch};
 
-    const MIGRATIONS: &[Migration] = &[Migration { version: 1, sql: SCHEMA }];
+    const MIGRATIONS: &[Migration] = &[Migration::new(1, SCHEMA)];
 
     fn event(event_type: &'static str) -> NewEvent {
         NewEvent {
@@ -250,26 +323,27 @@ mod tests {
 
     #[tokio::test]
     async fn events_are_numbered_without_holes_and_grouped_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let database = Database::open(&dir.path().join("o.db"), Durability::PowerLoss, MIGRATIONS).await.unwrap();
-        for types in [vec!["a.b.c", "a.b.c"], vec!["a.b.c", "a.b.d", "a.b.c"]] {
-            let events = types.into_iter().map(event).collect();
-            database.write::<_, StoreError, _>(move |c| append(c, "test", events)).await.unwrap();
+        for store in TestStore::each() {
+            let database = Database::open(store.config(), Durability::PowerLoss, MIGRATIONS).await.unwrap();
+            for types in [vec!["a.b.c", "a.b.c"], vec!["a.b.c", "a.b.d", "a.b.c"]] {
+                let events = types.into_iter().map(event).collect();
+                database.write::<_, StoreError, _>(move |c| append(c, "test", events)).await.unwrap();
+            }
+            let (rows, waiting) = database.read(|connection| read_rows(connection, 0)).await.unwrap();
+            let batches: Vec<(String, EventBatch)> = rows
+                .into_iter()
+                .map(|(_, message)| (message.routing_key, EventBatch::decode(message.body).unwrap()))
+                .collect();
+            let sequences: Vec<u64> = batches.iter().flat_map(|(_, b)| b.events.iter().map(|e| e.sequence)).collect();
+            assert_eq!(sequences, [1, 2, 3, 4, 5]);
+            let sizes: Vec<(String, usize)> =
+                batches.iter().map(|(key, batch)| (key.clone(), batch.events.len())).collect();
+            assert_eq!(sizes, [("a.b.c".into(), 2), ("a.b.c".into(), 1), ("a.b.d".into(), 1), ("a.b.c".into(), 1)]);
+            assert_eq!(waiting, 4);
+            let ids: std::collections::BTreeSet<&str> =
+                batches.iter().flat_map(|(_, batch)| batch.events.iter().map(|event| &*event.id)).collect();
+            assert_eq!(ids.len(), 5);
         }
-        let (rows, waiting) = database.read(read_rows).await.unwrap();
-        let batches: Vec<(String, EventBatch)> = rows
-            .into_iter()
-            .map(|(_, message)| (message.routing_key, EventBatch::decode(message.body).unwrap()))
-            .collect();
-        let sequences: Vec<u64> = batches.iter().flat_map(|(_, b)| b.events.iter().map(|e| e.sequence)).collect();
-        assert_eq!(sequences, [1, 2, 3, 4, 5]);
-        let sizes: Vec<(String, usize)> =
-            batches.iter().map(|(key, batch)| (key.clone(), batch.events.len())).collect();
-        assert_eq!(sizes, [("a.b.c".into(), 2), ("a.b.c".into(), 1), ("a.b.d".into(), 1), ("a.b.c".into(), 1)]);
-        assert_eq!(waiting, 4);
-        let ids: std::collections::BTreeSet<&str> =
-            batches.iter().flat_map(|(_, batch)| batch.events.iter().map(|event| &*event.id)).collect();
-        assert_eq!(ids.len(), 5);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! that uses this puts [`SCHEMA`] into its first migration and calls [`forget`]
 //! from its cleaning loop.
 
-use rusqlite::{Connection, OptionalExtension, params};
-
-use crate::sqlite::StoreError;
+use crate::error::StoreError;
+use crate::params;
+use crate::sql::{Connection, OptionalExtension};
 
 /// Table of remembered answers, for a service's migration.
 pub const SCHEMA: &str = "

@@ -3,7 +3,7 @@
 
 #[cfg(test)]
 pub mod conformance;
-pub mod sqlite;
+pub mod sql;
 
 use std::fmt;
 

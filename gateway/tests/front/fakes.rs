@@ -211,6 +211,7 @@ service!(PoolService {
     stop_resize(StopResizeRequest) -> StopResizeResponse;
     get_node(GetNodeRequest) -> GetNodeResponse;
     list_nodes(ListNodesRequest) -> ListNodesResponse;
+    create_join_token(CreateJoinTokenRequest) -> CreateJoinTokenResponse;
     remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse;
     reboot_node(RebootNodeRequest) -> RebootNodeResponse;
     disable_node_scheduling(DisableNodeSchedulingRequest) -> DisableNodeSchedulingResponse;

@@ -93,7 +93,7 @@ impl Harness {
         let nobody = "http://127.0.0.1:1";
         let mut config = Config::new(dir.path(), nobody, &*behind, &*behind, nobody, "http://blob:1", &*url);
         adjust(&mut config);
-        let deps = Deps { cluster_key: cluster_key.clone() };
+        let deps = Deps { cluster_key: cluster_key.clone(), tls: None };
         kiln_telemetry::spawn(gateway::run(config, deps, listener, shutdown.clone()));
 
         let http = HttpClient::builder(TokioExecutor::new()).build_http();

@@ -2,6 +2,7 @@
 //!
 //! - [`jobs`], [`tasks`]: the two halves of `JobService`;
 //! - [`schedules`]: all of `JobScheduleService`;
+//! - [`owner`]: calls that the replica with the task's pool has to answer;
 //! - [`work`]: the work stream of the agents;
 //! - [`convert`]: records to messages; [`lists`]: filters and pages.
 
@@ -10,6 +11,7 @@ pub mod convert;
 mod explain;
 mod jobs;
 mod lists;
+pub mod owner;
 pub mod schedules;
 mod tasks;
 pub mod work;
@@ -24,6 +26,7 @@ use kiln_proto::job::v1 as wire;
 use kiln_proto::job::v1::job_service_server::JobService;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::owner::Peers;
 use crate::domain::Error;
 use crate::scheduler::registry::Registry;
 use crate::store::{ScheduleStore, Store};
@@ -37,6 +40,8 @@ pub struct Api {
     pub schedules: Arc<dyn ScheduleStore>,
     /// The schedulers.
     pub registry: Arc<Registry>,
+    /// Other replicas.
+    pub peers: Arc<Peers>,
 }
 
 /// What a handler refuses with.
@@ -74,7 +79,10 @@ fn task_id(job: &JobId, text: &str) -> Result<TaskId, Error> {
 }
 
 macro_rules! rpcs {
-    ($($name:ident: $request:ident -> $response:ident;)*) => {
+    (
+        by_anyone { $($name:ident: $request:ident -> $response:ident;)* }
+        by_the_owner { $($owned:ident: $owned_request:ident -> $owned_response:ident;)* }
+    ) => {
         #[tonic::async_trait]
         impl JobService for Api {
             $(async fn $name(
@@ -85,6 +93,25 @@ macro_rules! rpcs {
                 let (api, request) = (self.clone(), request.into_inner());
                 let answer = finished(async move { api.$name(account, request).await }).await;
                 Ok(Response::new(answer.map_err(Status::from)?))
+            })*
+
+            $(async fn $owned(
+                &self,
+                request: Request<wire::$owned_request>,
+            ) -> Result<Response<wire::$owned_response>, Status> {
+                let account = account_of(&request)?;
+                let passed_on = owner::was_passed_on(&request);
+                let (api, request) = (self.clone(), request.into_inner());
+                let answer = finished(async move {
+                    match api.owner_elsewhere(&account, &request.job_id, passed_on).await? {
+                        Some(mut peer) => {
+                            let answer = peer.$owned(owner::pass_on(request, &account)?).await;
+                            answer.map(Response::into_inner).map_err(kiln_error::Error::from)
+                        }
+                        None => api.$owned(account, request).await,
+                    }
+                });
+                Ok(Response::new(answer.await.map_err(Status::from)?))
             })*
 
             type AddTasksStream = BoxStream<'static, Result<wire::AddTasksResponse, Status>>;
@@ -106,25 +133,29 @@ fn boxed<T>(stream: impl Stream<Item = Result<T, Status>> + Send + 'static) -> B
 }
 
 rpcs! {
-    create_job: CreateJobRequest -> CreateJobResponse;
-    get_job: GetJobRequest -> GetJobResponse;
-    list_jobs: ListJobsRequest -> ListJobsResponse;
-    update_job: UpdateJobRequest -> UpdateJobResponse;
-    disable_job: DisableJobRequest -> DisableJobResponse;
-    enable_job: EnableJobRequest -> EnableJobResponse;
-    terminate_job: TerminateJobRequest -> TerminateJobResponse;
-    delete_job: DeleteJobRequest -> DeleteJobResponse;
-    count_tasks: CountTasksRequest -> CountTasksResponse;
-    add_task: AddTaskRequest -> AddTaskResponse;
-    add_task_collection: AddTaskCollectionRequest -> AddTaskCollectionResponse;
-    get_task: GetTaskRequest -> GetTaskResponse;
-    list_tasks: ListTasksRequest -> ListTasksResponse;
-    update_task: UpdateTaskRequest -> UpdateTaskResponse;
-    terminate_task: TerminateTaskRequest -> TerminateTaskResponse;
-    delete_task: DeleteTaskRequest -> DeleteTaskResponse;
-    reactivate_task: ReactivateTaskRequest -> ReactivateTaskResponse;
-    list_attempts: ListAttemptsRequest -> ListAttemptsResponse;
-    explain_task: ExplainTaskRequest -> ExplainTaskResponse;
-    list_subtasks: ListSubtasksRequest -> ListSubtasksResponse;
-    list_job_nodes: ListJobNodesRequest -> ListJobNodesResponse;
+    by_anyone {
+        create_job: CreateJobRequest -> CreateJobResponse;
+        get_job: GetJobRequest -> GetJobResponse;
+        list_jobs: ListJobsRequest -> ListJobsResponse;
+        update_job: UpdateJobRequest -> UpdateJobResponse;
+        disable_job: DisableJobRequest -> DisableJobResponse;
+        enable_job: EnableJobRequest -> EnableJobResponse;
+        terminate_job: TerminateJobRequest -> TerminateJobResponse;
+        delete_job: DeleteJobRequest -> DeleteJobResponse;
+        count_tasks: CountTasksRequest -> CountTasksResponse;
+        add_task: AddTaskRequest -> AddTaskResponse;
+        add_task_collection: AddTaskCollectionRequest -> AddTaskCollectionResponse;
+        get_task: GetTaskRequest -> GetTaskResponse;
+        list_tasks: ListTasksRequest -> ListTasksResponse;
+        update_task: UpdateTaskRequest -> UpdateTaskResponse;
+        reactivate_task: ReactivateTaskRequest -> ReactivateTaskResponse;
+        list_attempts: ListAttemptsRequest -> ListAttemptsResponse;
+        list_subtasks: ListSubtasksRequest -> ListSubtasksResponse;
+        list_job_nodes: ListJobNodesRequest -> ListJobNodesResponse;
+    }
+    by_the_owner {
+        terminate_task: TerminateTaskRequest -> TerminateTaskResponse;
+        delete_task: DeleteTaskRequest -> DeleteTaskResponse;
+        explain_task: ExplainTaskRequest -> ExplainTaskResponse;
+    }
 }

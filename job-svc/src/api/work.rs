@@ -23,10 +23,12 @@ use crate::domain::task::{AttemptEnd, EndCause};
 use crate::scheduler::core::{Conn, NodeStatus, RunningTasks};
 use crate::scheduler::link::OUTGOING;
 use crate::scheduler::note::{Hello, Note, Report, Up};
-use crate::scheduler::registry::Registry;
+use crate::scheduler::registry::{Place, Registry};
 
 /// An agent says hello at once.
 const HELLO_PATIENCE: Duration = Duration::from_secs(30);
+/// And goes when it is sent elsewhere.
+const REDIRECT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// `WorkService`.
 #[derive(Debug, Clone)]
@@ -55,7 +57,7 @@ impl WorkService for Work {
         let closer = self.shutdown.child_token();
         let ended = closer.clone();
         kiln_telemetry::spawn(async move {
-            if let Err(error) = work.serve(claims, &mut up, out, closer).await {
+            if let Err(error) = work.serve((caller, claims), &mut up, out, closer).await {
                 tracing::warn!(%error, "a work stream was refused");
             }
         });
@@ -68,7 +70,7 @@ impl WorkService for Work {
 impl Work {
     async fn serve(
         &self,
-        claims: (String, String, String),
+        claims: (Caller, (String, String, String)),
         up: &mut Streaming<wire::WorkUp>,
         out: mpsc::Sender<wire::WorkDown>,
         closer: CancellationToken,
@@ -80,7 +82,7 @@ impl Work {
 
     async fn greet_and_read(
         &self,
-        (account, pool, node): (String, String, String),
+        (caller, (account, pool, node)): (Caller, (String, String, String)),
         up: &mut Streaming<wire::WorkUp>,
         out: mpsc::Sender<wire::WorkDown>,
         closer: &CancellationToken,
@@ -104,9 +106,14 @@ impl Work {
                 format!("the token is that of node {node} in pool {pool}"),
             ));
         }
+        caller.require_incarnation(&hello.incarnation)?;
         let account = AccountName::parse(&account).map_err(|why| invalid("account", why.to_string()))?;
         let pool = PoolId::parse(&pool).map_err(|why| invalid("pool_id", why.to_string()))?;
         let node = NodeId::parse(&node).map_err(|why| invalid("node_id", why.to_string()))?;
+        let actor = match self.registry.find(&account, &pool).await? {
+            Place::Here(actor) => actor,
+            Place::There(owner) => return redirect(owner.endpoint, up, &out, closer).await,
+        };
         let conn = self.registry.new_conn();
         let status = status(hello.status.as_ref())?;
         let ended = i32::from(wire::AttemptPhase::Ended);
@@ -123,12 +130,11 @@ impl Work {
             out,
             closer: closer.clone(),
         };
-        let actor = self.registry.actor(&account, &pool);
         if actor.send(Note::Hello(Box::new(hello))).await.is_err() {
             return Ok(());
         }
         let result = self.read(up, conn, &actor, closer).await;
-        // Fails only if the service stops.
+        // Fails only if the service stops or has lost the pool.
         let _ = actor.send(Note::Up(conn, Up::Gone)).await;
         result
     }
@@ -173,6 +179,28 @@ impl Work {
             }
         }
     }
+}
+
+/// Sends the agent to the replica that has its pool. The stream is left open until
+/// the agent has gone, so that it gets the word.
+async fn redirect(
+    endpoint: String,
+    up: &mut Streaming<wire::WorkUp>,
+    out: &mpsc::Sender<wire::WorkDown>,
+    closer: &CancellationToken,
+) -> Result<(), Error> {
+    tracing::debug!(endpoint, "an agent is sent to the replica that schedules its pool");
+    let message = Some(wire::work_down::Message::Redirect(wire::Redirect { endpoint }));
+    if out.send(wire::WorkDown { message }).await.is_err() {
+        return Ok(());
+    }
+    let gone = async { while let Ok(Some(_)) = up.message().await {} };
+    tokio::select! {
+        // Longer than it needs; it ends one way or the other.
+        _ = tokio::time::timeout(REDIRECT_PATIENCE, gone) => {}
+        () = closer.cancelled() => {}
+    }
+    Ok(())
 }
 
 fn status(status: Option<&wire::WorkerStatus>) -> Result<NodeStatus, Error> {

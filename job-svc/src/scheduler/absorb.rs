@@ -81,6 +81,11 @@ impl Actor {
                 self.batch.replies.push((waiter.reply, result));
             }
         }
+        // The only word to nodes that waits for no commit: of a pool that somebody
+        // else may have by now, nobody may hear that its node lives on.
+        if !fx.grants.is_empty() && !self.tenure.holds() {
+            return Err(Broken::Lost);
+        }
         for (conn, sequence) in fx.grants.drain(..) {
             let lease = Some(duration(self.context.lease));
             let sent =
@@ -213,7 +218,6 @@ impl Actor {
         Ok(())
     }
 
-    /// Says that no node of the pool could run tasks like this one.
     /// A task was given up: its exit conditions speak of its job as after other
     /// failures.
     fn given_up(&mut self, row: Row, job: JobKey, now: kiln_time::Timestamp) {
@@ -224,6 +228,7 @@ impl Actor {
         }
     }
 
+    /// Says that no node of the pool could run tasks like this one.
     fn tell_unschedulable(&mut self, row: Row, job: JobKey, reason: WaitReason, now: kiln_time::Timestamp) {
         let (Some(task), Some(info)) = (self.live.get(&row), self.jobs.get(&job)) else { return };
         let names = TaskNames {

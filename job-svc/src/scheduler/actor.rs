@@ -7,6 +7,10 @@
 //! an agent never hears of an attempt that a crash could undo, and forgets a
 //! result only when it is safe.
 //!
+//! The pool is its own for as long as its [`Tenure`] holds. When that is over, or
+//! a commit was fenced off, somebody else may place its tasks: the actor closes
+//! all streams and ends without writing anything more.
+//!
 //! If a commit fails, the actor's picture runs ahead of the truth: it closes
 //! all streams, forgets everything and loads again; agents come back and say
 //! what they have.
@@ -30,6 +34,7 @@ use super::job_info::JobInfo;
 use super::link::{Link, Mail};
 use super::note::Note;
 use super::parents::Overlay;
+use super::tenure::Tenure;
 use crate::domain::job::JobState;
 use crate::domain::subtask::Subtask;
 use crate::metrics::Metrics;
@@ -63,6 +68,9 @@ pub(super) enum Broken {
         /// What is wrong.
         why: String,
     },
+    /// The lease of the pool is over.
+    #[error("the lease of the pool was not renewed in time")]
+    Lost,
 }
 
 /// What an actor needs.
@@ -113,6 +121,7 @@ pub(super) struct Actor {
     pub account: AccountName,
     pub pool: PoolId,
     pub context: Context,
+    pub tenure: Tenure,
     pub core: Core,
     pub jobs: HashMap<JobKey, JobInfo>,
     /// Tasks with an attempt that holds slots.
@@ -145,7 +154,7 @@ pub(super) struct Actor {
 type InFlight = BoxFuture<'static, Result<Vec<JobFate>, CommitError>>;
 
 impl Actor {
-    pub(super) fn new(account: AccountName, pool: PoolId, context: Context) -> Self {
+    pub(super) fn new(account: AccountName, pool: PoolId, context: Context, tenure: Tenure) -> Self {
         let batch = Batch::new(&account);
         Self {
             core: Core::new(context.settings),
@@ -169,6 +178,7 @@ impl Actor {
             account,
             pool,
             context,
+            tenure,
         }
     }
 
@@ -176,7 +186,7 @@ impl Actor {
         Now { wall: Timestamp::now(), mono: self.started.elapsed() }
     }
 
-    /// Works until `shutdown`. `ready` is told when everything is loaded.
+    /// Works until `shutdown`, or until the pool is lost. `ready` is told when everything is loaded.
     pub(super) async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Note>,
@@ -185,14 +195,28 @@ impl Actor {
     ) {
         let mut ready = Some(ready);
         let mut wait = RETRY.0;
+        let mut tenure = self.tenure.clone();
         loop {
             let broken = tokio::select! {
+                biased;
+                () = tenure.over() => Broken::Lost,
+                () = shutdown.cancelled() => break,
                 outcome = self.live_once(&mut inbox, &mut ready, &mut wait) => match outcome {
                     Ok(()) => break,
                     Err(broken) => broken,
                 },
-                () = shutdown.cancelled() => break,
             };
+            if matches!(broken, Broken::Lost | Broken::Commit(CommitError::Fenced { .. })) {
+                tracing::warn!(
+                    account = %self.account, pool.id = %self.pool, epoch = self.tenure.fence.epoch, why = %broken,
+                    "this replica gives the pool up"
+                );
+                self.forget_everything();
+                for what in ["waiting", "running"] {
+                    self.context.metrics.depth.with_label_values(&[self.pool.as_str(), what]).set(0);
+                }
+                return;
+            }
             tracing::error!(
                 account = %self.account, pool.id = %self.pool, error = %broken, retry_in = ?wait,
                 "the scheduler's picture is not the store's: reading everything again"
@@ -201,6 +225,8 @@ impl Actor {
             self.forget_everything();
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                // The next round says so.
+                () = tenure.over() => {}
                 () = shutdown.cancelled() => break,
             }
             wait = (wait * 2).min(RETRY.1);
@@ -290,6 +316,9 @@ impl Actor {
                     self.cache.durable(batch.commit.number);
                     self.under_way = Default::default();
                     self.parents_under_way.clear();
+                    if !self.tenure.holds() {
+                        return Err(Broken::Lost);
+                    }
                     self.deliver(batch);
                 }
                 for fate in fates {
@@ -327,7 +356,8 @@ impl Actor {
 
     fn submit(&mut self) -> (InFlight, Batch, Instant) {
         let mut batch = std::mem::replace(&mut self.batch, Batch::new(&self.account));
-        let commit = batch.take_commit(self.batch_number);
+        let mut commit = batch.take_commit(self.batch_number);
+        commit.fence = Some(self.tenure.fence.clone());
         self.batch_number += 1;
         self.under_way = (std::mem::take(&mut batch.index), std::mem::take(&mut batch.removed));
         self.parents_under_way = std::mem::take(&mut batch.parents);
@@ -430,6 +460,7 @@ impl Batch {
         Self {
             commit: Commit {
                 account: account.clone(),
+                fence: None,
                 tasks: Vec::new(),
                 parents: Vec::new(),
                 subtasks: Vec::new(),

@@ -12,6 +12,7 @@ use kiln_ids::{JobId, NodeId, TaskId};
 use kiln_proto::job::v1::work_down::Message as Down;
 use kiln_proto::job::v1::{AttemptKey, JobSpec, TaskSpec, WorkDown};
 use kiln_store::StoreError;
+use kiln_store::testing::TestStore;
 use kiln_testkit::eventually;
 use prost::Message;
 
@@ -25,8 +26,9 @@ use crate::domain::subtask::Subtask;
 use crate::domain::task::{AttemptEnd, AttemptRecord, EndCause, TaskState};
 use crate::scheduler::core::{NodeStatus, RunningTasks};
 use crate::scheduler::note::{Hello, Report, Up};
-use crate::scheduler::registry::Registry;
-use crate::store::sqlite::SqliteStore;
+use crate::scheduler::registry::{Place, Registry};
+use crate::store::leases::{LeaseStore, Presence};
+use crate::store::sql::SqlStore;
 use crate::store::{
     AddTasks, Added, Answered, Counts, Deleted, JobChange, JobRow, NewJob, NewTask, Numbers, OldTask, OpenTask,
     Request, StoredDependant, TaskUpdate,
@@ -44,7 +46,7 @@ enum Fault {
 /// Fails the commits with the numbers `first..first + count`.
 #[derive(Debug)]
 struct Faulty {
-    inner: SqliteStore,
+    inner: SqlStore,
     fault: Fault,
     commits: AtomicUsize,
     failing: std::ops::Range<usize>,
@@ -186,11 +188,11 @@ impl Store for Faulty {
 
 struct World {
     store: Arc<Faulty>,
-    registry: Registry,
+    registry: Arc<Registry>,
     metrics: Metrics,
     inbox: mpsc::Sender<Note>,
     shutdown: CancellationToken,
-    _dir: tempfile::TempDir,
+    place: Arc<TestStore>,
 }
 
 fn account() -> AccountName {
@@ -210,8 +212,18 @@ const TASKS: usize = 12;
 impl World {
     /// A job with tasks; commits with these numbers fail.
     async fn new(fault: Fault, failing: std::ops::Range<usize>, specs: impl Fn(usize) -> Vec<u8>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let inner = SqliteStore::open(&dir.path().join("job-svc.db")).await.unwrap();
+        Self::on(TestStore::sqlite(), Duration::from_secs(3), fault, failing, specs).await
+    }
+
+    /// The pool is leased for `lease`, and never again: nobody renews it.
+    async fn on(
+        place: TestStore,
+        lease: Duration,
+        fault: Fault,
+        failing: std::ops::Range<usize>,
+        specs: impl Fn(usize) -> Vec<u8>,
+    ) -> Self {
+        let inner = SqlStore::open(place.config()).await.unwrap();
         let store = Arc::new(Faulty { inner, fault, commits: AtomicUsize::new(0), failing });
         let new = NewJob {
             account: account(),
@@ -239,6 +251,11 @@ impl World {
             now: Timestamp::now(),
         };
         store.add_tasks(add).await.unwrap();
+        Self::of(Arc::new(place), lease, store).await
+    }
+
+    /// A replica on what is there.
+    async fn of(place: Arc<TestStore>, lease: Duration, store: Arc<Faulty>) -> Self {
         let metrics = Metrics::new().unwrap();
         let settings = Settings { patience: Duration::from_secs(3600), linger: Duration::ZERO };
         let context = Context {
@@ -250,9 +267,17 @@ impl World {
             cluster_key: Arc::new(kiln_auth::SecretKey::generate()),
         };
         let shutdown = CancellationToken::new();
-        let registry = Registry::new(context, shutdown.clone());
-        let inbox = registry.actor(&account(), &pool());
-        Self { store, registry, metrics, inbox, shutdown, _dir: dir }
+        let leases = Arc::new(store.inner.clone());
+        let presence = Presence { endpoint: "http://127.0.0.1:1".into(), lease };
+        let registry = Arc::new(Registry::new(context, leases, presence, shutdown.clone()));
+        let inbox = eventually("nobody else has the pool", || async {
+            match registry.find(&account(), &pool()).await.unwrap() {
+                Place::Here(inbox) => Some(inbox),
+                Place::There(_) => None,
+            }
+        })
+        .await;
+        Self { store, registry, metrics, inbox, shutdown, place }
     }
 
     async fn all_tasks(&self) -> Vec<TaskRow> {
@@ -282,31 +307,37 @@ struct FakeAgent {
 }
 
 impl FakeAgent {
+    /// Of a node with two slots that holds nothing, to nobody.
+    fn hello(conn: Conn, stream: u64) -> Hello {
+        let status = NodeStatus {
+            slots: 2,
+            accepting: true,
+            running_tasks: RunningTasks::Requeue,
+            pack: false,
+            by_creation: false,
+            dedicated: true,
+            capacity: Capacity::UNKNOWN,
+        };
+        Hello {
+            conn,
+            node: Arc::new(NodeId::parse("n").unwrap()),
+            incarnation: "life".into(),
+            stream,
+            status,
+            ip: String::new(),
+            attempts: Vec::new(),
+            out: mpsc::channel(1).0,
+            closer: CancellationToken::new(),
+        }
+    }
+
     async fn work(&mut self, world: &World) {
         loop {
             self.stream += 1;
             let (out, mut down) = mpsc::channel::<WorkDown>(64);
             let (conn, closer) = (world.registry.new_conn(), CancellationToken::new());
-            let status = NodeStatus {
-                slots: 2,
-                accepting: true,
-                running_tasks: RunningTasks::Requeue,
-                pack: false,
-                by_creation: false,
-                dedicated: true,
-                capacity: Capacity::UNKNOWN,
-            };
-            let hello = Hello {
-                conn,
-                node: Arc::new(NodeId::parse("n").unwrap()),
-                incarnation: "life".into(),
-                stream: self.stream,
-                status,
-                ip: String::new(),
-                attempts: self.results.values().map(|key| (key.clone(), true)).collect(),
-                out,
-                closer: closer.clone(),
-            };
+            let attempts = self.results.values().map(|key| (key.clone(), true)).collect();
+            let hello = Hello { attempts, out, closer: closer.clone(), ..Self::hello(conn, self.stream) };
             let say = |up| world.inbox.send(Note::Up(conn, up));
             world.inbox.send(Note::Hello(Box::new(hello))).await.unwrap();
             let results = self.results.values().map(|key| (key.clone(), Report::Ended(end(0)))).collect();
@@ -411,4 +442,54 @@ async fn a_task_whose_spec_cannot_be_read_fails_and_the_others_go_on() {
     let task = world.all_tasks().await.into_iter().find(|task| task.id.as_str() == "t3").unwrap();
     let TaskState::Completed { failure, .. } = task.task.state else { panic!("{task:?}") };
     assert!(failure.unwrap().message.contains("cannot be read"));
+}
+
+#[tokio::test]
+async fn a_scheduler_that_lost_its_pool_writes_nothing_and_closes_its_streams() {
+    let world = World::new(Fault::Refused, 0..0, spec).await;
+    // With a file, every claim wins; the scheduler here has not heard of it.
+    let thief = SqlStore::open(world.place.config()).await.unwrap();
+    let presence = Presence { endpoint: "http://127.0.0.1:2".into(), lease: Duration::from_secs(3) };
+    thief.claim_pools(&presence, vec![(account(), pool())]).await.unwrap();
+    let (out, mut down) = mpsc::channel::<WorkDown>(64);
+    let (conn, closer) = (world.registry.new_conn(), CancellationToken::new());
+    let hello = Hello { out, closer: closer.clone(), ..FakeAgent::hello(conn, 1) };
+    world.inbox.send(Note::Hello(Box::new(hello))).await.unwrap();
+    closer.cancelled().await;
+    while let Some(message) = down.recv().await {
+        assert!(!matches!(message.message, Some(Down::Assignments(_) | Down::LeaseGrant(_))), "{message:?}");
+    }
+    let untouched = |task: &TaskRow| matches!(task.task.state, TaskState::Active) && task.task.attempt == 0;
+    assert!(world.all_tasks().await.iter().all(untouched));
+    eventually("the actor is gone", || async { world.inbox.is_closed().then_some(()) }).await;
+    assert!(world.registry.here(&account(), &pool()).is_none_or(|inbox| inbox.is_closed()));
+}
+
+#[tokio::test]
+async fn a_replica_that_cannot_renew_gives_its_pool_up_by_itself_and_another_goes_on() {
+    let lease = Duration::from_millis(500);
+    let first = World::on(TestStore::postgres(), lease, Fault::Refused, 0..0, spec).await;
+    let (out, _down) = mpsc::channel::<WorkDown>(64);
+    let (conn, closer) = (first.registry.new_conn(), CancellationToken::new());
+    let hello = Hello { out, closer: closer.clone(), ..FakeAgent::hello(conn, 1) };
+    first.inbox.send(Note::Hello(Box::new(hello))).await.unwrap();
+    closer.cancelled().await;
+    eventually("the actor is gone", || async { first.inbox.is_closed().then_some(()) }).await;
+    let inner = SqlStore::open(first.place.config()).await.unwrap();
+    let store = Arc::new(Faulty { inner, fault: Fault::Refused, commits: AtomicUsize::new(0), failing: 0..0 });
+    let second = World::of(first.place.clone(), Duration::from_secs(600), store).await;
+    let there = first.registry.find(&account(), &pool()).await.unwrap();
+    assert!(matches!(there, Place::There(owner) if *owner.id == *second.store.inner.replica()));
+    let mut agent = FakeAgent { runs: HashMap::new(), results: HashMap::new(), stream: 1 };
+    // What the first had assigned is not known to the agent: it runs as the next attempt.
+    let done = eventually("all tasks completed", || async {
+        let counts = second.store.counts(&account(), &job_id()).await.unwrap();
+        (counts.open() == 0).then_some(counts)
+    });
+    let counts = tokio::select! {
+        counts = done => counts,
+        () = agent.work(&second) => unreachable!("the agent never ends"),
+    };
+    assert_eq!(counts.tasks, [0, 0, TASKS as i64, 0]);
+    assert!(agent.runs.values().all(|times| *times == 1), "{:?}", agent.runs);
 }

@@ -15,6 +15,7 @@ use crate::domain::job::JobState;
 use crate::domain::job_tasks::{self, Progress};
 use crate::domain::needs::Needs;
 use crate::domain::task::{AttemptEnd, TaskState};
+use crate::store::leases::Change;
 use crate::store::{JobRow, TaskRow};
 
 impl Actor {
@@ -45,10 +46,51 @@ impl Actor {
                 let _ = reply.send(self.name_parents(job, row, reason).await?);
             }
             Note::ParentDeleted { job, row, key } => self.parent_deleted(job, row, key).await?,
+            Note::Elsewhere(change) => self.changed_elsewhere(change).await?,
             Note::Hello(hello) => self.hello(*hello).await?,
             Note::Up(conn, up) => self.up(conn, up),
         }
         Ok(())
+    }
+
+    /// A change of a client, of which only the names came: the rows are read. It
+    /// may be old, about another pool, or known from loading.
+    async fn changed_elsewhere(&mut self, change: Change) -> Result<(), Broken> {
+        let job = match &change {
+            Change::Job(job) => return self.job_changed(*job).await,
+            Change::Added { job, .. }
+            | Change::Reactivated { job, .. }
+            | Change::Constraints { job, .. }
+            | Change::Deleted { job, .. } => *job,
+        };
+        self.ensure_job(job).await?;
+        if !self.jobs.contains_key(&job) {
+            return Ok(());
+        }
+        match change {
+            Change::Job(_) => Ok(()),
+            Change::Added { first, last, .. } => {
+                let mut tasks = self.context.store.load_tasks((first..=last).collect()).await?;
+                tasks.retain(|task| {
+                    let new = matches!(task.task.state, TaskState::Active) && task.task.attempt == 0;
+                    task.job == job && new && !self.is_ahead(task.row)
+                });
+                if tasks.is_empty() {
+                    return Ok(());
+                }
+                self.tasks_added(job, tasks).await
+            }
+            Change::Reactivated { row, .. } => self.reactivated(job, row).await,
+            Change::Constraints { row, .. } => {
+                for task in self.context.store.load_tasks(vec![row]).await? {
+                    if !self.is_ahead(row) {
+                        self.constraints_changed(task);
+                    }
+                }
+                Ok(())
+            }
+            Change::Deleted { row, key, .. } => self.parent_deleted(job, row, key).await,
+        }
     }
 
     /// Remembers a job's row; returns the core's view of it.

@@ -5,7 +5,8 @@
 //!   is told, [`absorb`] turns decisions into writes and messages, [`load`] reads what
 //!   there is to do, [`parents`] finds out for tasks that wait for others where
 //!   those stand;
-//! - [`registry`]: finds the actor of a pool;
+//! - [`registry`]: finds the actor of a pool, here or at another replica, and
+//!   sees to it that somebody has each; [`tenure`]: how long an actor has its pool;
 //! - [`note`], [`link`], [`cache`], [`job_info`]: messages to the actor, streams
 //!   to agents, tasks at hand, what it keeps of jobs.
 
@@ -21,3 +22,4 @@ mod load;
 pub mod note;
 mod parents;
 pub mod registry;
+pub mod tenure;

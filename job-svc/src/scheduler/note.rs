@@ -12,6 +12,7 @@ use super::core::WaitReason;
 use super::core::{Conn, JobKey, NodeStatus, Refused, Row};
 use crate::domain::needs::Needs;
 use crate::domain::task::AttemptEnd;
+use crate::store::leases::Change;
 use crate::store::{NewAnswer, TaskRow};
 
 /// One message to the actor of a pool.
@@ -66,6 +67,8 @@ pub enum Note {
         /// Who asks.
         reply: oneshot::Sender<(WaitReason, Vec<String>)>,
     },
+    /// A client changed something through another replica.
+    Elsewhere(Change),
     /// An agent opened a stream.
     Hello(Box<Hello>),
     /// An agent says something.

@@ -19,11 +19,11 @@ fn at(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
 }
 
-fn account() -> AccountName {
+pub(super) fn account() -> AccountName {
     AccountName::parse("Acct").unwrap()
 }
 
-fn job_id(text: &str) -> JobId {
+pub(super) fn job_id(text: &str) -> JobId {
     JobId::parse(text).unwrap()
 }
 
@@ -53,7 +53,7 @@ fn new_task(id: &str) -> Result<NewTask, Error> {
     Ok(NewTask { id, facts, spec: spec.encode_to_vec().into(), names_job_action: false, depends: None })
 }
 
-fn adding(job: &str, ids: &[&str]) -> AddTasks {
+pub(super) fn adding(job: &str, ids: &[&str]) -> AddTasks {
     AddTasks {
         account: account(),
         job: job_id(job),
@@ -66,7 +66,7 @@ fn adding(job: &str, ids: &[&str]) -> AddTasks {
     }
 }
 
-fn new<T: std::fmt::Debug>(answered: Answered<T>) -> T {
+pub(super) fn new<T: std::fmt::Debug>(answered: Answered<T>) -> T {
     match answered {
         Answered::New(value) => value,
         Answered::Before(bytes) => panic!("answered before: {bytes:?}"),
@@ -76,6 +76,7 @@ fn new<T: std::fmt::Debug>(answered: Answered<T>) -> T {
 pub(super) fn commit(number: u64) -> Commit {
     Commit {
         account: account(),
+        fence: None,
         tasks: Vec::new(),
         parents: Vec::new(),
         history: Vec::new(),
@@ -91,22 +92,22 @@ pub(super) fn commit(number: u64) -> Commit {
     }
 }
 
-async fn create(store: &impl Store, id: &str) -> JobRow {
+pub(super) async fn create(store: &impl Store, id: &str) -> JobRow {
     new(store.create_job(new_job(id), Request::default()).await.unwrap())
 }
 
-async fn add(store: &impl Store, job: &str, ids: &[&str]) -> Vec<TaskRow> {
+pub(super) async fn add(store: &impl Store, job: &str, ids: &[&str]) -> Vec<TaskRow> {
     let added = new(store.add_tasks(adding(job, ids)).await.unwrap());
     added.results.into_iter().map(|result| result.outcome.unwrap().new.unwrap()).collect()
 }
 
-fn write(row: &TaskRow, event: TaskEvent) -> (TaskWrite, Task) {
+pub(super) fn write(row: &TaskRow, event: TaskEvent) -> (TaskWrite, Task) {
     let transition = row.task.apply(event, at(300)).unwrap();
     let expect = (row.task.state.phase(), row.task.attempt);
     (TaskWrite { row: row.row, expect, task: transition.task.clone() }, transition.task)
 }
 
-fn assign() -> TaskEvent {
+pub(super) fn assign() -> TaskEvent {
     TaskEvent::Assign { node: Arc::new(NodeId::parse("n1").unwrap()), preparing: false }
 }
 
@@ -126,6 +127,7 @@ pub async fn all(store: &impl Store) {
     jobs_by_key_and_version(store).await;
     requests_are_answered_once(store).await;
     tasks_and_counts(store).await;
+    an_id_is_given_once_also_within_a_call(store).await;
     needs_are_kept(store).await;
     instances_are_kept(store).await;
     the_scheduler_is_fenced(store).await;
@@ -199,6 +201,31 @@ async fn tasks_and_counts(store: &impl Store) {
     let (_, task) = store.task(&account(), &job_id("tasks"), &task_id("b")).await.unwrap();
     assert_eq!(task.row, rows[0].row);
     assert_eq!(store.load_tasks(vec![rows[1].row, 999_999]).await.unwrap().len(), 1);
+}
+
+async fn an_id_is_given_once_also_within_a_call(store: &impl Store) {
+    create(store, "twice").await;
+    let call = |same_is_added| AddTasks { same_is_added, ..adding("twice", &["a", "b", "A", "c", "b"]) };
+    let outcomes = |added: Added| -> Vec<Result<bool, String>> {
+        let outcome = |result: AddResult| match result.outcome {
+            Ok(added) => Ok(added.new.is_some()),
+            Err(Error::TaskExists(id)) => Err(id),
+            Err(other) => panic!("{other}"),
+        };
+        added.results.into_iter().map(outcome).collect()
+    };
+    let first = outcomes(new(store.add_tasks(call(false)).await.unwrap()));
+    let exists = |id: &str| Err(id.to_owned());
+    assert_eq!(first, [Ok(true), Ok(true), exists("A"), Ok(true), exists("b")]);
+    assert_eq!(store.counts(&account(), &job_id("twice")).await.unwrap().tasks, [3, 0, 0, 0]);
+    let mut more = call(true);
+    more.tasks.push(new_task("d"));
+    more.tasks.push(new_task("d"));
+    let again = outcomes(new(store.add_tasks(more).await.unwrap()));
+    assert_eq!(again[3..], [Ok(false), Ok(false), Ok(true), Ok(false)]);
+    assert_eq!(store.counts(&account(), &job_id("twice")).await.unwrap().tasks, [4, 0, 0, 0]);
+    let tasks = store.list_tasks(store.job(&account(), &job_id("twice")).await.unwrap().row, None, 9).await.unwrap();
+    assert_eq!(tasks.iter().map(|task| task.id.as_str()).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
 }
 
 async fn needs_are_kept(store: &impl Store) {
@@ -508,8 +535,54 @@ async fn deleted_jobs_leave_nothing(store: &impl Store) {
 }
 
 #[tokio::test]
-async fn sqlite_does_what_a_store_has_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = sqlite::SqliteStore::open(&dir.path().join("job-svc.db")).await.unwrap();
-    all(&store).await;
+async fn each_database_does_what_a_store_has_to_do() {
+    for place in kiln_store::testing::TestStore::each() {
+        let store = sql::SqlStore::open(place.config()).await.unwrap();
+        all(&store).await;
+    }
+}
+
+/// How fast tasks are added, assigned and read: `cargo test --release -p job-svc -- --ignored --nocapture rate`.
+#[tokio::test]
+#[ignore = "prints figures, checks nothing"]
+async fn rate() {
+    const TASKS: usize = 50_000;
+    const CALL: usize = 1_000;
+    for place in kiln_store::testing::TestStore::each() {
+        let store = sql::SqlStore::open(place.config()).await.unwrap();
+        let job = create(&store, "j").await;
+        let ids: Vec<String> = (0..TASKS).map(|n| format!("t{n:07}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let begun = std::time::Instant::now();
+        // All at once, so that several come into one transaction.
+        let calls = ids.chunks(CALL).map(|ids| store.add_tasks(adding("j", ids)));
+        let added: Vec<TaskRow> = futures::future::join_all(calls)
+            .await
+            .into_iter()
+            .flat_map(|answered| new(answered.unwrap()).results)
+            .map(|result| result.outcome.unwrap().new.unwrap())
+            .collect();
+        let adding = begun.elapsed();
+        let begun = std::time::Instant::now();
+        for (number, rows) in (1..).zip(added.chunks(CALL)) {
+            let mut delta = CountsDelta::default();
+            rows.iter().for_each(|_| delta.moved(Some(Bucket::Active), Some(Bucket::Running), 1));
+            let tasks = rows.iter().map(|row| write(row, assign()).0).collect();
+            store.commit(Commit { tasks, counts: vec![(job.row, delta)], ..commit(number) }).await.unwrap();
+        }
+        let assigning = begun.elapsed();
+        let begun = std::time::Instant::now();
+        for rows in added.chunks(CALL) {
+            let rows: Vec<u64> = rows.iter().map(|row| row.row).collect();
+            assert_eq!(store.load_tasks(rows).await.unwrap().len(), CALL);
+        }
+        let per_second = |took: std::time::Duration| TASKS as f64 / took.as_secs_f64();
+        println!(
+            "{}: {:.0} tasks added, {:.0} assigned, {:.0} read a second",
+            place.config(),
+            per_second(adding),
+            per_second(assigning),
+            per_second(begun.elapsed())
+        );
+    }
 }

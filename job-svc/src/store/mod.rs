@@ -1,6 +1,6 @@
 //! What job-svc keeps, in its own words.
 //!
-//! [`Store`], [`ScheduleStore`] and [`AutoPoolStore`] have one implementation, [`sqlite`];
+//! [`Store`], [`ScheduleStore`], [`AutoPoolStore`] and [`LeaseStore`] have one implementation, [`sql`];
 //! `conformance` checks what every implementation has to do. Who writes what:
 //! - adding tasks, creating and changing jobs, and changes of completed tasks
 //!   are transactions of the API handlers;
@@ -8,6 +8,8 @@
 //!   their pool, one [`Commit`] after the other;
 //! - what schedules do by themselves is written by the ticker, see [`schedules`].
 //!
+//! A commit carries who owns the pool in which epoch, see [`leases`]: after another
+//! replica has taken it, it fails as [`CommitError::Fenced`].
 //! Rows of tasks are guarded by (phase, attempt), so that a scheduler with a
 //! wrong picture cannot write over the truth: its whole commit fails as
 //! [`CommitError::Stale`], and it reads everything again. Rows of jobs are only
@@ -17,12 +19,15 @@
 pub mod auto_pools;
 pub mod codec;
 pub mod events;
+pub mod leases;
 pub mod model;
 pub mod schedules;
-pub mod sqlite;
+pub mod sql;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod lease_conformance;
 #[cfg(test)]
 mod schedule_conformance;
 
@@ -37,6 +42,7 @@ use crate::domain::Error;
 use crate::domain::dependencies::ParentState;
 use crate::domain::subtask::Subtask;
 pub use auto_pools::AutoPoolStore;
+pub use leases::LeaseStore;
 pub use model::*;
 pub use schedules::ScheduleStore;
 

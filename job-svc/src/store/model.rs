@@ -11,6 +11,7 @@ use kiln_store::StoreError;
 use kiln_store::outbox::NewEvent;
 use kiln_time::Timestamp;
 
+use super::leases::Fence;
 use crate::domain::Error;
 use crate::domain::dependencies::Dependencies;
 use crate::domain::job::{JobEvent, JobLife, JobState};
@@ -367,6 +368,9 @@ pub struct NewAnswer {
 pub struct Commit {
     /// Owner of the pool.
     pub account: AccountName,
+    /// Which replica must still have the pool; nothing is written otherwise.
+    /// Schedulers always say it.
+    pub fence: Option<Fence>,
     /// Tasks that changed; every row at most once.
     pub tasks: Vec<TaskWrite>,
     /// Of these, the ends of tasks in jobs that use dependencies.
@@ -420,6 +424,14 @@ pub enum CommitError {
     Stale {
         /// Which.
         row: u64,
+    },
+    /// The pool belongs to somebody else now.
+    #[error("pool {pool} is not owned in epoch {epoch} any more")]
+    Fenced {
+        /// Which.
+        pool: PoolId,
+        /// In which the scheduler thought to own it.
+        epoch: u64,
     },
     /// The store failed.
     #[error(transparent)]

@@ -176,8 +176,9 @@ async fn deleting_takes_all_jobs_along<S: Store + ScheduleStore>(store: &S) {
 }
 
 #[tokio::test]
-async fn sqlite_does_what_a_schedule_store_has_to_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = sqlite::SqliteStore::open(&dir.path().join("job-svc.db")).await.unwrap();
-    all(&store).await;
+async fn each_database_does_what_a_schedule_store_has_to_do() {
+    for place in kiln_store::testing::TestStore::each() {
+        let store = sql::SqlStore::open(place.config()).await.unwrap();
+        all(&store).await;
+    }
 }

@@ -113,8 +113,11 @@ async fn a_new_life_of_an_agent_gives_its_tasks_back_at_once() {
 #[tokio::test]
 async fn silence_longer_than_the_lease_moves_tasks_elsewhere() {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
-    let config =
-        job_svc::Config { lease: Duration::from_millis(200), lease_margin: Duration::from_millis(100), ..config(&dir) };
+    let config = job_svc::Config {
+        lease: Duration::from_millis(1500),
+        lease_margin: Duration::from_millis(500),
+        ..config(&dir)
+    };
     let service = Service::start_on(dir, config, std::sync::Arc::new(kiln_auth::SecretKey::generate())).await;
     let client = service.client();
     client.create_job("j1", JobSpec::default()).await;
@@ -174,6 +177,13 @@ async fn a_token_of_another_node_is_refused() {
     };
     let mut agent = eventually("a stream", || async { service.connect("n1", hello.clone()).await.ok() }).await;
     assert!(agent.try_next().await.is_none());
+    // Of the node itself, but of an earlier life of its agent.
+    let earlier = service.node_token("n2", "w");
+    let mut agent = service.connect_with(&earlier, hello.clone()).await.unwrap();
+    assert!(agent.try_next().await.is_none());
+    let own = service.node_token("n2", "x");
+    let mut agent = service.connect_with(&own, hello).await.unwrap();
+    assert!(matches!(agent.try_next().await, Some(work_down::Message::Welcome(_))));
 }
 
 #[tokio::test]

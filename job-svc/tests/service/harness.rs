@@ -39,7 +39,7 @@ pub struct Service {
 }
 
 pub fn config(dir: &tempfile::TempDir) -> Config {
-    Config { transition_linger: Duration::from_millis(30), ..Config::new(dir.path().to_owned()) }
+    Config { transition_linger: Duration::from_millis(500), ..Config::new(dir.path().to_owned()) }
 }
 
 impl Service {
@@ -67,7 +67,7 @@ impl Service {
         let listener = runtime.block_on_elsewhere(TcpListener::bind("127.0.0.1:0")).await;
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let shutdown = CancellationToken::new();
-        let deps = Deps { cluster_key: key.clone(), bus: bus.clone(), clock: clock.clone() };
+        let deps = Deps { cluster_key: key.clone(), bus: bus.clone(), clock: clock.clone(), tls: None };
         let run = job_svc::run(config.clone(), deps, listener, shutdown.clone());
         runtime.spawn(async move {
             run.await.unwrap();
@@ -75,12 +75,24 @@ impl Service {
         Self { endpoint, bus, key, shutdown, dir, config, clock, runtime: Some(runtime) }
     }
 
-    /// Stops it in the middle of whatever it does, as a crash would, and starts
-    /// it again on the same data.
-    pub async fn crash_and_restart(mut self) -> Self {
+    /// Another replica, on a PostgreSQL that others may have, too.
+    pub async fn replica(store: &kiln_store::testing::TestStore, key: Arc<SecretKey>) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let config = Config { store: store.config().clone(), ..config(&dir) };
+        Self::start_on(dir, config, key).await
+    }
+
+    /// Stops it in the middle of whatever it does, as a crash would.
+    pub fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+
+    /// Stops it in the middle of whatever it does, as a crash would, and starts
+    /// it again on the same data.
+    pub async fn crash_and_restart(mut self) -> Self {
+        self.kill();
         let (dir, config, key) = (self.dir.clone(), self.config.clone(), self.key.clone());
         let clock = self.clock.clone();
         drop(self);
@@ -119,9 +131,20 @@ impl Service {
     }
 
     pub async fn connect(&self, node: &str, hello: WorkerHello) -> Result<Agent, Status> {
-        let principal = Principal::Node { account: ACCOUNT.into(), pool: "p1".into(), node: node.into() };
+        let token = self.node_token(node, &hello.incarnation);
+        self.connect_with(&token, hello).await
+    }
+
+    /// The token of a node's agent.
+    pub fn node_token(&self, node: &str, incarnation: &str) -> String {
+        let (account, pool) = (ACCOUNT.into(), "p1".into());
+        let principal = Principal::Node { account, pool, node: node.into(), incarnation: incarnation.into() };
         let claims = Claims { principal, expires: Timestamp::now().as_micros() / 1_000_000 + 600 };
-        let bearer = format!("Bearer {}", token::mint(&self.key, &claims));
+        token::mint(&self.key, &claims)
+    }
+
+    pub async fn connect_with(&self, token: &str, hello: WorkerHello) -> Result<Agent, Status> {
+        let bearer = format!("Bearer {token}");
         let channel = kiln_grpc::connect_lazy(&self.endpoint).unwrap();
         let (up, messages) = mpsc::channel(1024);
         up.try_send(WorkUp { message: Some(work_up::Message::Hello(hello)) }).unwrap();

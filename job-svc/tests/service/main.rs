@@ -10,5 +10,6 @@ mod jobs;
 mod manager;
 mod preemption;
 mod preparation;
+mod replicas;
 mod schedules;
 mod tasks;

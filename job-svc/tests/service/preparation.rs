@@ -233,8 +233,11 @@ async fn a_restart_in_the_middle_of_the_release_asks_only_who_has_not_answered()
 #[tokio::test]
 async fn a_node_that_is_lost_does_not_hold_up_the_end_of_a_job() {
     let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
-    let config =
-        job_svc::Config { lease: Duration::from_millis(300), lease_margin: Duration::from_millis(200), ..config(&dir) };
+    let config = job_svc::Config {
+        lease: Duration::from_millis(1500),
+        lease_margin: Duration::from_millis(500),
+        ..config(&dir)
+    };
     let service = Service::start_on(dir, config, std::sync::Arc::new(kiln_auth::SecretKey::generate())).await;
     let client = service.client();
     client.create_job("j1", prepared_job()).await;

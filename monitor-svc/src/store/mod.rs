@@ -1,12 +1,12 @@
 //! What the service keeps: the event log and counters over time.
 //!
-//! [`Store`] is the contract; [`sqlite::SqliteStore`] keeps it in one file.
+//! [`Store`] is the contract; [`sql::SqlStore`] keeps it in one file.
 //! `conformance` checks every implementation.
 
 #[cfg(test)]
 pub mod conformance;
 mod retention;
-pub mod sqlite;
+pub mod sql;
 
 use std::fmt;
 use std::sync::Arc;

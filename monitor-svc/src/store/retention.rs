@@ -1,7 +1,7 @@
 //! What may be forgotten.
 
 use kiln_store::StoreError;
-use kiln_store::rusqlite::{Connection, params};
+use kiln_store::sql::{Connection, params};
 
 use super::{Keep, Pruned};
 use crate::domain::counts::WIDTHS;
@@ -29,17 +29,17 @@ fn prune_events(connection: &Connection, cutoff_micros: i64, max_events: u64) ->
     let mut rows = statement.query([BATCH])?;
     let (mut last, mut count) = (None, 0_i64);
     while let Some(row) = rows.next()? {
-        if count >= surplus && row.get::<_, i64>(1)? >= cutoff_micros {
+        if count >= surplus && row.get::<i64>(1)? >= cutoff_micros {
             break;
         }
-        last = Some(row.get::<_, i64>(0)?);
+        last = Some(row.get::<i64>(0)?);
         count += 1;
     }
     drop(rows);
     let Some(last) = last else { return Ok(0) };
     connection
         .prepare_cached(
-            "UPDATE sources SET forgotten = max(forgotten, gone.newest)
+            "UPDATE sources SET forgotten = CASE WHEN forgotten > gone.newest THEN forgotten ELSE gone.newest END
              FROM (SELECT source, max(sequence) AS newest FROM events WHERE position <= ?1 GROUP BY source) AS gone
              WHERE number = gone.source",
         )?
@@ -79,9 +79,10 @@ fn prune_counters(connection: &Connection, keep: Keep) -> Result<usize, StoreErr
     for (account, scope) in old {
         let (newest, there): (i64, i64) = connection
             .prepare_cached(
-                "SELECT max(bucket), coalesce(sum(CASE WHEN counter IN ('succeeded', 'failed') THEN 0 ELSE abs(total) END), 0)
+                "SELECT max(bucket),
+                 CAST(coalesce(sum(CASE WHEN counter IN ('succeeded', 'failed') THEN 0 ELSE abs(total) END), 0) AS INTEGER)
                  FROM (SELECT counter, max(bucket) AS bucket, sum(delta) AS total FROM counters
-                       WHERE account = ?1 AND scope = ?2 AND width = ?3 GROUP BY counter)",
+                       WHERE account = ?1 AND scope = ?2 AND width = ?3 GROUP BY counter) AS sums",
             )?
             .query_row(params![account, scope, hour], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let newest = newest.saturating_mul(hour);

@@ -51,4 +51,3 @@ CREATE TABLE log (
     events INTEGER NOT NULL,
     floor INTEGER NOT NULL
 );
-INSERT INTO log VALUES (1, lower(hex(randomblob(6))), 0, 0);

@@ -48,6 +48,10 @@ impl State {
         used == 0 || used.saturating_add(slots) <= capacity
     }
 
+    pub(super) fn line_is_long(&self) -> bool {
+        self.line.len() > self.line_mark / 2
+    }
+
     fn begin(&mut self, turn: &Turn, now: Timestamp) {
         self.stops.insert(turn.key.clone(), (turn.stop.clone(), slots(&turn.assignment)));
         self.total_run = self.total_run.saturating_add(1);
@@ -97,6 +101,9 @@ impl Agent {
             return None;
         }
         let turn = state.line.pop_front()?.turn;
+        if state.line.len() == state.line_mark / 2 && state.ledger.has_reports() {
+            self.work_due.notify_one();
+        }
         let now = Timestamp::now();
         state.begin(&turn, now);
         if !waits(&turn.assignment) {
@@ -106,9 +113,16 @@ impl Agent {
         Some(turn)
     }
 
-    /// How many stand in line.
-    pub fn line(&self) -> usize {
-        self.state().line.len()
+    /// Whether reports may gather: the line will not be empty before job-svc has heard of the ends
+    /// and has sent more. It is long until half of it is used up.
+    pub fn line_is_long(&self) -> bool {
+        self.state().line_is_long()
+    }
+
+    /// Assignments have arrived: the line is as long as it will be for now.
+    pub fn line_grown(&self) {
+        let mut state = self.state();
+        state.line_mark = state.line.len();
     }
 
     /// An attempt in line shall not begin.

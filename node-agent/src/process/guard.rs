@@ -1,9 +1,11 @@
-//! The guard: kills an agent's tasks when the agent itself is killed.
+//! The guard: kills an agent's tasks when the agent itself is killed, and when it cannot do it.
 //!
 //! It is the same program with a hidden argument, in a session of its own, and
 //! holds the reading end of a pipe. When the pipe ends, the agent is gone: the guard
 //! kills the process groups that stand in the agent's [table](super::groups) and every
-//! process that carries the marker of its incarnation, and ends.
+//! process that carries the marker of its incarnation, and ends. An agent that is there but stands still
+//! (stopped by a signal, starved) does not see that its lease is over and that its tasks are
+//! given to other nodes: what still runs [`LATE`] after that is killed by the guard.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,13 +16,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 
 use super::groups;
 use super::supervisor::{Running, Supervisor};
 use super::table::{self, Process};
+use crate::clock;
 use crate::domain::environment::{MARKER, ROOT_VARIABLE};
 
+/// The agent's own time to end its tasks when the lease is over; less than the margin that job-svc adds.
+const LATE: Duration = Duration::from_secs(1);
+/// The lease is looked at so often, or when it may be over: it begins at some time, and is renewed.
+const LOOK: Duration = Duration::from_secs(5);
 /// How often the guard looks again until nothing is found twice in a row.
 const MAX_ROUNDS: u32 = 200;
 const PAUSE: Duration = Duration::from_millis(25);
@@ -33,7 +42,7 @@ const GROUPS: &str = "KILN_GROUPS";
 /// Runs as the guard of the agent with this incarnation.
 ///
 /// # Errors
-/// When the agent cannot be told that the guard is ready.
+/// When the agent cannot be told that the guard is ready, and when the record cannot be written.
 pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
     // Fails only for the leader of a group, which then has a session already.
     let _ = nix::unistd::setsid();
@@ -41,10 +50,39 @@ pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
     let table = std::env::var_os(GROUPS).map(File::open).transpose().context("the table of process groups")?;
     let mut stdout = std::io::stdout();
     stdout.write_all(READY).and_then(|()| stdout.flush()).context("the agent is gone")?;
-    // Nothing is ever written: it ends with the agent.
-    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
     // Whatever cannot be read is found by its marker.
-    let mut groups = table.map(groups::read).and_then(Result::ok).unwrap_or_default();
+    let told = || table.as_ref().and_then(|table| groups::read(table).ok()).unwrap_or_default();
+    let (mut pause, mut done) = (LOOK, None);
+    while !agent_ends_within(pause) {
+        let told = told();
+        let rest = told.lease_end.map(|end| (end + LATE).saturating_sub(clock::since_boot()));
+        let is_over = rest.is_some_and(|rest| rest.is_zero());
+        if is_over && done != told.lease_end && kill_tasks(incarnation, told.groups) {
+            done = told.lease_end;
+            // The guard has to stay for the end of the agent.
+            if let Err(error) = crate::record::lease_over(incarnation) {
+                eprintln!("the record of attempts cannot be written: {error:#}");
+            }
+        }
+        pause = rest.filter(|_| !is_over).map_or(LATE, |rest| rest.min(LOOK));
+    }
+    if kill_tasks(incarnation, told().groups) { crate::record::life_over(incarnation) } else { Ok(()) }
+}
+
+/// Waits for the end of the pipe from the agent, into which nothing is ever written.
+fn agent_ends_within(time: Duration) -> bool {
+    let stdin = std::io::stdin();
+    let mut pipe = [PollFd::new(&stdin, PollFlags::IN)];
+    match poll(&mut pipe, Timespec::try_from(time).ok().as_ref()) {
+        Ok(0) | Err(Errno::INTR) => false,
+        Ok(_) => true,
+        // Without it nothing is known: rather too early than never.
+        Err(_) => true,
+    }
+}
+
+/// Kills these groups and whatever carries the marker of this life; false if there is no end of it.
+fn kill_tasks(incarnation: &str, mut groups: HashSet<i32>) -> bool {
     groups.remove(&(std::process::id() as i32));
     for group in &groups {
         table::kill_group(*group);
@@ -55,8 +93,7 @@ pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
             .into_iter()
             .chain(processes.iter().filter(|process| groups.contains(&process.group)).map(|process| process.pid))
             .collect()
-    });
-    Ok(())
+    })
 }
 
 /// Kills what earlier incarnations of the agent of this node left running. The
@@ -65,7 +102,7 @@ pub fn run_guard(incarnation: &str) -> anyhow::Result<()> {
 pub fn kill_earlier(root_dir: &Path) {
     let root = root_dir.to_string_lossy().into_owned();
     let own = std::process::id() as i32;
-    kill_until_gone(|processes| {
+    let _ = kill_until_gone(|processes| {
         let mut found = carriers(processes, ROOT_VARIABLE, |value| value == root);
         // An agent that somebody started inside of a task carries these, too.
         found.retain(|pid| *pid != own && table::environment_value(*pid, MARKER).is_some());
@@ -83,8 +120,8 @@ fn carriers(processes: &[Process], name: &str, is_ours: impl Fn(&str) -> bool) -
         .collect()
 }
 
-/// Kills what `find` finds, with everything below, until it finds nothing.
-fn kill_until_gone(find: impl Fn(&[Process]) -> HashSet<i32>) {
+/// Kills what `find` finds, with everything below, until it finds nothing; false if there is no end of it.
+fn kill_until_gone(find: impl Fn(&[Process]) -> HashSet<i32>) -> bool {
     let own = std::process::id() as i32;
     let mut calm = 0;
     for _ in 0..MAX_ROUNDS {
@@ -96,13 +133,14 @@ fn kill_until_gone(find: impl Fn(&[Process]) -> HashSet<i32>) {
         calm = if victims.is_empty() { calm + 1 } else { 0 };
         // Twice, because a process that was being started during the first scan may be missed.
         if calm == 2 {
-            return;
+            return true;
         }
         for pid in victims {
             table::kill_process(pid);
         }
         std::thread::sleep(if calm > 0 { Duration::from_millis(2) } else { PAUSE });
     }
+    false
 }
 
 /// Starts the guard and keeps one alive until `shutdown`.
@@ -112,11 +150,13 @@ fn kill_until_gone(find: impl Fn(&[Process]) -> HashSet<i32>) {
 pub async fn keep_guard(
     command: Vec<String>,
     incarnation: String,
+    record: Vec<(String, String)>,
     supervisor: Arc<Supervisor>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut guard =
-        start(command.clone(), &incarnation, &supervisor).await.context("the guard process cannot be started")?;
+    let mut guard = start(command.clone(), &incarnation, &record, &supervisor)
+        .await
+        .context("the guard process cannot be started")?;
     kiln_telemetry::spawn(async move {
         loop {
             tokio::select! {
@@ -135,7 +175,7 @@ pub async fn keep_guard(
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(RESTART_PAUSE) => {}
                 }
-                match start(command.clone(), &incarnation, &supervisor).await {
+                match start(command.clone(), &incarnation, &record, &supervisor).await {
                     Ok(next) => {
                         guard = next;
                         tracing::info!("the guard process was replaced");
@@ -155,8 +195,13 @@ struct Guard {
     _stdin: ChildStdin,
 }
 
-async fn start(command: Vec<String>, incarnation: &str, supervisor: &Arc<Supervisor>) -> anyhow::Result<Guard> {
-    let (incarnation, supervisor) = (incarnation.to_owned(), supervisor.clone());
+async fn start(
+    command: Vec<String>,
+    incarnation: &str,
+    record: &[(String, String)],
+    supervisor: &Arc<Supervisor>,
+) -> anyhow::Result<Guard> {
+    let (incarnation, record, supervisor) = (incarnation.to_owned(), record.to_vec(), supervisor.clone());
     let work = move || {
         let (program, arguments) = command.split_first().context("the guard command is empty")?;
         let mut process = supervisor.spawn(
@@ -165,6 +210,7 @@ async fn start(command: Vec<String>, incarnation: &str, supervisor: &Arc<Supervi
                 .arg(incarnation)
                 .env_clear()
                 .envs(supervisor.groups_path().map(|path| (GROUPS, path)))
+                .envs(record)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::inherit()),

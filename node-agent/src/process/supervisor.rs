@@ -96,6 +96,11 @@ impl Supervisor {
         self.groups.path()
     }
 
+    /// The lease is valid until then: the guard takes over if the agent does not end its tasks.
+    pub fn lease_until(&self, end: Duration) {
+        self.groups.lease(end);
+    }
+
     /// Starts a process whose environment has `marker` in it. Blocks for as
     /// long as the system takes. Never call it on the main thread: see [`Orphans`].
     ///

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
 use url::{Host, Url};
 
 /// Version of the blob protocol that requests ask for.
@@ -73,13 +73,22 @@ pub enum TryError {
 }
 
 impl Http {
+    /// Trusts the system's authorities and those in `ca_pem`.
+    ///
     /// # Errors
-    /// When the TLS library cannot be set up.
-    pub fn new(idle: Duration, tries: u32, node_token: Arc<RwLock<String>>) -> reqwest::Result<Self> {
+    /// When the TLS library cannot be set up, or `ca_pem` is no PEM text.
+    pub fn new(
+        idle: Duration,
+        tries: u32,
+        node_token: Arc<RwLock<String>>,
+        ca_pem: Option<&str>,
+    ) -> reqwest::Result<Self> {
         // Set up already if another part of the process was faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let own = ca_pem.map(|pem| Certificate::from_pem_bundle(pem.as_bytes())).transpose()?.unwrap_or_default();
         let builder = || {
             Client::builder()
+                .tls_certs_merge(own.clone())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .read_timeout(idle)
                 .tcp_nodelay(true)
@@ -271,7 +280,7 @@ mod tests {
         let shutdown = CancellationToken::new();
         let _end = shutdown.clone().drop_guard();
         kiln_telemetry::spawn(async move { kiln_grpc::serve_http("test", listener, router, shutdown).await });
-        let http = Http::new(Duration::from_secs(60), 1, Arc::default()).unwrap();
+        let http = Http::new(Duration::from_secs(60), 1, Arc::default(), None).unwrap();
         let fetch = |path: &str| {
             let url = Url::parse(&format!("http://{address}/{path}")).unwrap();
             http.client(&url).get(url.clone()).send()

@@ -1,5 +1,6 @@
 //! The agent as a process of its own that dies.
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,6 +14,11 @@ use tokio::process::{Child, Command};
 use crate::service::{World, is_running, line_of, task};
 
 fn start_agent(world: &World) -> Child {
+    start_agent_with(world, &[])
+}
+
+/// As a process of its own, with more environment.
+pub fn start_agent_with(world: &World, environment: &[(&str, &Path)]) -> Child {
     std::fs::create_dir_all(&world.join.node_dir).unwrap();
     let join = world.join.node_dir.join(kiln_node::JOIN_FILE);
     std::fs::write(&join, serde_json::to_vec(&world.join).unwrap()).unwrap();
@@ -20,6 +26,7 @@ fn start_agent(world: &World) -> Child {
         .arg("--join")
         .arg(join)
         .env_remove("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
@@ -27,7 +34,7 @@ fn start_agent(world: &World) -> Child {
         .unwrap()
 }
 
-fn signal(agent: &Child, signal: Signal) {
+pub fn signal(agent: &Child, signal: Signal) {
     kill(Pid::from_raw(agent.id().unwrap() as i32), signal).unwrap();
 }
 
@@ -58,6 +65,22 @@ async fn tasks_die_with_an_agent_that_is_killed() {
     for pid in &pids {
         eventually(&format!("the end of {pid}"), || async { (!is_running(pid)).then_some(()) }).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_of_an_agent_that_stands_still_die_with_its_lease() {
+    let world = World::services(Default::default()).await;
+    *world.log.lease.lock().unwrap() = Duration::from_secs(3);
+    let agent = start_agent(&world);
+    world.connected().await;
+    let pids = start_tasks(&world).await;
+    signal(&agent, Signal::SIGSTOP);
+    for pid in &pids {
+        eventually(&format!("the end of {pid}"), || async { (!is_running(pid)).then_some(()) }).await;
+    }
+    signal(&agent, Signal::SIGCONT);
+    let ended = world.log.result("plain").await;
+    assert_eq!(ended.cause(), kiln_proto::job::v1::EndCause::AgentFailure, "not a failure of the task: {ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@ use kiln_proto::pool::v1::{
     AnswerFileResponse, ControlDown, ControlUp, FileAnswer, FileRequest, HeartbeatAck, NodeReport, NodeSettings,
     RegisterRequest, RegisterResponse, control_down, control_up, file_answer, file_request,
 };
+use kiln_proto::pool::v1::{JoinRequest, JoinResponse, LeaveRequest, LeaveResponse};
 use kiln_testkit::eventually;
 use node_agent::{Config, run};
 use tokio::sync::mpsc;
@@ -58,6 +59,14 @@ struct Fake(Arc<Log>);
 
 #[tonic::async_trait]
 impl NodeControlService for Fake {
+    async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        Err(Status::unimplemented("agents do not join, whoever starts them does"))
+    }
+
+    async fn leave(&self, _: Request<LeaveRequest>) -> Result<Response<LeaveResponse>, Status> {
+        Err(Status::unimplemented("agents do not leave, whoever starts them does"))
+    }
+
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
         assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer join-token");
         self.0.registrations.lock().unwrap().push(request.into_inner());
@@ -341,6 +350,7 @@ impl World {
             pool_id: "p".into(),
             node_id: "n1".into(),
             join_token: "join-token".into(),
+            ca_pem: None,
             node_dir: dir.path().join("node"),
         };
         Self { log, store, blob_url, _dir: dir, shutdown: CancellationToken::new(), join, agent: None }

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::api::convert;
+use crate::api::{convert, joining};
 use crate::core::Core;
 use crate::domain::agent::View;
 use crate::domain::node::NodeEvent;
@@ -40,17 +40,18 @@ pub struct ControlApi {
     pub core: Arc<Core>,
 }
 
-fn node_name(account: &str, pool: &str, node: &str) -> Result<NodeName, Error> {
+pub(super) fn node_name(account: &str, pool: &str, node: &str) -> Result<NodeName, Error> {
     Ok(convert::pool_name(account, "pool_id", pool)?.node(&convert::node_id("node_id", node)?))
 }
 
 /// A node token with the time it ends.
-fn mint(core: &Core, name: &NodeName) -> (String, Option<prost_types::Timestamp>) {
+fn mint(core: &Core, name: &NodeName, incarnation: &str) -> (String, Option<prost_types::Timestamp>) {
     let expires = now_seconds() + NODE_TOKEN.as_secs().cast_signed();
     let principal = Principal::Node {
         account: name.account.as_str().to_owned(),
         pool: name.pool.as_str().to_owned(),
         node: name.node.as_str().to_owned(),
+        incarnation: incarnation.to_owned(),
     };
     let token = token::mint(&core.cluster_key, &Claims { principal, expires });
     (token, Some(kiln_proto::time::timestamp(expires.saturating_mul(1_000_000))))
@@ -63,6 +64,14 @@ impl NodeControlService for ControlApi {
         request: Request<wire::RegisterRequest>,
     ) -> Result<Response<wire::RegisterResponse>, Status> {
         Ok(Response::new(register(&self.core, request).await?))
+    }
+
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        Ok(Response::new(joining::join(&self.core, request).await?))
+    }
+
+    async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+        Ok(Response::new(joining::leave(&self.core, request).await?))
     }
 
     type ControlStream = Pin<Box<dyn Stream<Item = Down> + Send>>;
@@ -78,6 +87,7 @@ impl NodeControlService for ControlApi {
         let Opened { stream, down, sender, end } = self.core.sessions.open(name.clone(), Timestamp::now());
         let session = Session {
             core: self.core.clone(),
+            caller,
             name,
             stream,
             sender,
@@ -102,14 +112,13 @@ impl NodeControlService for ControlApi {
 async fn register(core: &Core, request: Request<wire::RegisterRequest>) -> Result<wire::RegisterResponse, Error> {
     let caller = Caller::of(&request)?;
     let message = request.get_ref();
-    // After a reboot an agent may still have its node token.
-    let (Principal::Join { account, pool, node } | Principal::Node { account, pool, node }) = &caller.principal else {
-        return Err(denied("only a node with its join token may register"));
-    };
-    let name = node_name(account, pool, node)?;
-    let asked = node_name(account, &message.pool_id, &message.node_id)?;
+    let (name, record) = joining::invited(core, &caller).await?;
+    let asked = node_name(name.account.as_str(), &message.pool_id, &message.node_id)?;
     if asked != name {
         return Err(denied("the token is for another node"));
+    }
+    if record.is_none() {
+        return Err(unknown_node(&name));
     }
     if message.incarnation.is_empty() || message.incarnation.len() > MAX_INCARNATION {
         let why = format!("must have 1 to {MAX_INCARNATION} characters");
@@ -122,7 +131,7 @@ async fn register(core: &Core, request: Request<wire::RegisterRequest>) -> Resul
         start_task: spec.start_task.as_ref().map(Message::encode_to_vec).unwrap_or_default(),
     };
     let (pool, node) = core.node_event(&name, event, "registered").await?.ok_or_else(|| unknown_node(&name))?;
-    let (node_token, node_token_expires) = mint(core, &name);
+    let (node_token, node_token_expires) = mint(core, &name, &message.incarnation);
     let account = name.account.as_str();
     Ok(wire::RegisterResponse {
         account: account.to_owned(),
@@ -136,17 +145,18 @@ async fn register(core: &Core, request: Request<wire::RegisterRequest>) -> Resul
     })
 }
 
-fn denied(message: &str) -> Error {
+pub(super) fn denied(message: &str) -> Error {
     Error::new(Kind::PermissionDenied, "InsufficientAccountPermissions", message)
 }
 
-fn unknown_node(name: &NodeName) -> Error {
+pub(super) fn unknown_node(name: &NodeName) -> Error {
     Refused::NodeNotFound { pool: name.pool.clone(), node: name.node.clone() }.into()
 }
 
 /// One control stream.
 struct Session {
     core: Arc<Core>,
+    caller: Caller,
     name: NodeName,
     stream: u64,
     sender: mpsc::Sender<Down>,
@@ -228,6 +238,7 @@ impl Session {
     }
 
     async fn write(&mut self, report: wire::NodeReport) -> Result<(), Error> {
+        self.caller.require_incarnation(&report.incarnation)?;
         let view: View = convert::view(&report)?;
         let event =
             NodeEvent::Reported { incarnation: report.incarnation.clone(), view, report: report.encode_to_vec() };
@@ -260,8 +271,9 @@ impl Session {
 
     fn acknowledge(&mut self, heartbeat: &wire::Heartbeat) -> Result<(), Error> {
         let mut ack = wire::HeartbeatAck { sequence: heartbeat.sequence, ..wire::HeartbeatAck::default() };
-        if Instant::now() >= self.renew_token {
-            (ack.node_token, ack.node_token_expires) = mint(&self.core, &self.name);
+        // Only for an agent whose report was accepted: the node is there, and this is its present life.
+        if let Some((report, _)) = self.written.as_ref().filter(|_| Instant::now() >= self.renew_token) {
+            (ack.node_token, ack.node_token_expires) = mint(&self.core, &self.name, &report.incarnation);
             self.renew_token = Instant::now() + NODE_TOKEN / 2;
         }
         let message = Some(DownMessage::HeartbeatAck(ack));

@@ -1,21 +1,24 @@
 //! The gRPC front: proto to domain and back, no rules.
 //!
 //! [`pools`], [`nodes`] and [`files`] answer clients (through the gateway),
-//! [`control`] answers agents.
+//! [`control`] answers agents, [`joining`] machines that want to become nodes.
 
 mod control;
 mod convert;
 mod files;
+mod joining;
 mod nodes;
 mod pools;
 mod validate;
 
 use std::sync::Arc;
 
+use kiln_error::Error;
 use kiln_proto::pool::v1::node_control_service_server::NodeControlServiceServer;
 use kiln_proto::pool::v1::pool_service_server::{PoolService, PoolServiceServer};
 use kiln_proto::pool::v1::*;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 use crate::core::Core;
@@ -29,15 +32,22 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// A caller has many calls open, and each may hold this much memory.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
-/// Both services.
+/// Both services. While it is another replica's turn they refuse every call.
 pub fn routes(core: Arc<Core>) -> Routes {
+    let on_duty = {
+        let core = core.clone();
+        move |request: Request<()>| match core.duty.since() {
+            Some(_) => Ok(request),
+            None => Err(Status::from(Error::unavailable("another replica of pool-svc serves; repeat the call"))),
+        }
+    };
     let pools = PoolServiceServer::new(PoolApi { core: core.clone() })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_ANSWER);
     let control = NodeControlServiceServer::new(control::ControlApi { core })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_ANSWER);
-    Routes::new(pools).add_service(control)
+    Routes::new(InterceptedService::new(pools, on_duty.clone())).add_service(InterceptedService::new(control, on_duty))
 }
 
 #[derive(Debug)]
@@ -74,6 +84,7 @@ pool_service! {
     resize_pool(ResizePoolRequest) -> ResizePoolResponse = pools::resize;
     stop_resize(StopResizeRequest) -> StopResizeResponse = pools::stop_resize;
     delete_pool(DeletePoolRequest) -> DeletePoolResponse = pools::delete;
+    create_join_token(CreateJoinTokenRequest) -> CreateJoinTokenResponse = joining::create_token;
     remove_nodes(RemoveNodesRequest) -> RemoveNodesResponse = pools::remove_nodes;
     get_node(GetNodeRequest) -> GetNodeResponse = nodes::get;
     list_nodes(ListNodesRequest) -> ListNodesResponse = nodes::list;

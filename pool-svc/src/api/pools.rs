@@ -253,7 +253,8 @@ pub async fn remove_nodes(
     core.mutate(&name, "RemoveNodes", &message.request_id, &ids, |mut pool, nodes, change, now| {
         check(message.precondition.as_ref(), &pool)?;
         let mut target = pool.target;
-        for node in nodes.iter().filter(|node| !node.state.is_leaving()) {
+        // Those that joined count for no target.
+        for node in nodes.iter().filter(|node| !node.state.is_leaving() && !node.joined) {
             let of_kind = target.of_mut(node.dedicated);
             *of_kind = of_kind.saturating_sub(1);
         }

@@ -4,6 +4,7 @@ use kiln_error::{Error, Kind};
 use kiln_ids::{NodeId, PoolId};
 
 use crate::domain::node::NodeState;
+use crate::domain::pool::MAX_JOIN_TOKENS;
 
 /// A rule of pools or nodes does not allow it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +24,20 @@ pub enum Refused {
     /// There is nothing to stop.
     #[error("pool {0} is not being resized, so there is nothing to stop")]
     NotResizing(PoolId),
+    /// A machine wants to join with a token that has no uses left.
+    #[error(
+        "this join token of pool {0} is used up; make another one with `kiln node token` (--uses says for how many)"
+    )]
+    JoinTokenUsedUp(PoolId),
+    /// A machine wants to join with a token that is too old, or of an earlier pool of that id.
+    #[error("this join token of pool {0} has expired; make another one with `kiln node token`")]
+    JoinTokenExpired(PoolId),
+    /// Join tokens are bounded.
+    #[error("pool {0} has {MAX_JOIN_TOKENS} join tokens; wait until some have expired, or give one more uses")]
+    TooManyJoinTokens(PoolId),
+    /// Only nodes that joined leave.
+    #[error("node {0} was made by a provider, which takes it away when the pool does not want it any more")]
+    NotJoined(NodeId),
     /// No such node.
     #[error("there is no node {node} in pool {pool}")]
     NodeNotFound {
@@ -75,6 +90,10 @@ impl Refused {
                     "OperationNotValidOnNode"
                 }
             },
+            Self::JoinTokenUsedUp(_) => "JoinTokenUsedUp",
+            Self::JoinTokenExpired(_) => "JoinTokenExpired",
+            Self::TooManyJoinTokens(_) => "TooManyJoinTokens",
+            Self::NotJoined(_) => "OperationNotValidOnNode",
             Self::AlreadyInSchedulingState(_) => "NodeAlreadyInTargetSchedulingState",
             Self::StaleIncarnation(_) => "StaleIncarnation",
         }
@@ -84,11 +103,15 @@ impl Refused {
         match self {
             Self::PoolNotFound(_) | Self::NodeNotFound { .. } => Kind::NotFound,
             Self::PoolExists(_) => Kind::AlreadyExists,
+            Self::TooManyJoinTokens(_) => Kind::ResourceExhausted,
             Self::PoolBeingDeleted(_)
             | Self::PoolBeingResized(_)
             | Self::NotResizing(_)
             | Self::NodeState { .. }
             | Self::NodeUnreachable { .. }
+            | Self::JoinTokenUsedUp(_)
+            | Self::JoinTokenExpired(_)
+            | Self::NotJoined(_)
             | Self::AlreadyInSchedulingState(_)
             | Self::StaleIncarnation(_) => Kind::FailedPrecondition,
         }

@@ -158,8 +158,12 @@ pub struct Node {
     pub state: NodeState,
     /// When that began.
     pub state_since: Timestamp,
-    /// The provider has made it.
+    /// The provider has made it, or it has joined.
     pub allocated: bool,
+    /// It came by itself, with a join token: no provider knows it, the pool's
+    /// targets do not count it, and its record goes when it does.
+    #[serde(default)]
+    pub joined: bool,
     /// When its record was made.
     pub allocation_time: Timestamp,
     /// Clients have disabled scheduling.
@@ -204,6 +208,7 @@ impl Node {
             state: NodeState::Creating,
             state_since: now,
             allocated: false,
+            joined: false,
             allocation_time: now,
             scheduling_disabled: false,
             command: None,
@@ -217,6 +222,11 @@ impl Node {
             start_task: Vec::new(),
             revision: 0,
         }
+    }
+
+    /// The record of a node that has joined and will register.
+    pub fn join(id: NodeId, now: Timestamp) -> Self {
+        Self { allocated: true, joined: true, ..Self::create(id, true, now) }
     }
 
     /// Applies what happened; returns the state before if it changed. Stale and

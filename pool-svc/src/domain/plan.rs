@@ -6,6 +6,10 @@
 //! path serves creation, resize, deletion, lost agents and a restart of the
 //! service. An empty plan means that the pool is where it should be.
 //!
+//! Nodes that joined are no provider's: nobody makes or takes them away, they
+//! count for no target, and a resize neither waits for them nor chooses them.
+//! They are seen off when they are drained, or have been gone for too long.
+//!
 //! Victims of a smaller target, first to last: broken nodes (unusable, start
 //! task failed, unknown), nodes that are not ready yet, offline, idle, then
 //! those with the fewest running tasks; among equals the youngest.
@@ -87,6 +91,8 @@ pub enum Decision {
     TakeAway(NodeId),
     /// Nothing is left of it: remove its record.
     Forget(NodeId),
+    /// It joined: remove its record, and tell its agent to go if it is there.
+    SeeOff(NodeId),
     /// The resize has ended.
     EndResize(Vec<ResizeError>),
     /// Nothing is left of the pool: remove its record.
@@ -122,6 +128,8 @@ pub fn plan(
         });
         if node.state.is_leaving() {
             decisions.extend(leave(node, sight, now, limits));
+        } else if node.joined {
+            decisions.extend(tend_joined(node, sight, now, limits));
         } else if gave_up && !node.allocated && !sight.alive {
             // It was never made, and nobody waits for it any more.
             let remains = if sight.exists { Decision::TakeAway } else { Decision::Forget };
@@ -155,11 +163,11 @@ fn no_more_nodes(pool: &Pool, nodes: &[Node], now: Timestamp) -> bool {
 }
 
 fn staying(nodes: &[Node], dedicated: bool) -> impl Iterator<Item = &Node> {
-    nodes.iter().filter(move |node| node.dedicated == dedicated && !node.state.is_leaving())
+    nodes.iter().filter(move |node| node.dedicated == dedicated && !node.joined && !node.state.is_leaving())
 }
 
 fn is_met(pool: &Pool, nodes: &[Node]) -> bool {
-    nodes.iter().all(|node| !node.state.is_leaving() && node.allocated)
+    nodes.iter().all(|node| node.joined || !node.state.is_leaving() && node.allocated)
         && [true, false]
             .into_iter()
             .all(|dedicated| staying(nodes, dedicated).count() == pool.target.of(dedicated) as usize)
@@ -168,14 +176,44 @@ fn is_met(pool: &Pool, nodes: &[Node]) -> bool {
 /// What a node on its way out needs.
 fn leave(node: &Node, sight: Sight, now: Timestamp, limits: &Limits) -> Option<Decision> {
     let NodeState::LeavingPool { option, drained } = node.state else { return None };
-    if !sight.exists {
+    if !sight.exists && !node.joined {
         return Some(Decision::Forget(node.id.clone()));
     }
     let silent = !sight.connected && now.since(sight.last_contact) >= limits.silence;
     // An agent that has not registered has no tasks.
     let never_there = node.incarnation.is_empty() && !sight.connected;
     let too_slow = !option.waits_for_tasks() && now.since(node.state_since) >= limits.drain_timeout;
+    if node.joined {
+        return (drained || silent || never_there || too_slow).then(|| Decision::SeeOff(node.id.clone()));
+    }
     (drained || !sight.alive || silent || never_there || too_slow).then(|| Decision::TakeAway(node.id.clone()))
+}
+
+/// What a node that joined, and stays, needs.
+fn tend_joined(node: &Node, sight: Sight, now: Timestamp, limits: &Limits) -> Option<Decision> {
+    let apply = |when: bool, event, reason| when.then(|| Decision::Apply { node: node.id.clone(), event, reason });
+    let see_off = |gone: bool| gone.then(|| Decision::SeeOff(node.id.clone()));
+    let silence = now.since(sight.last_contact);
+    let waited = now.since(node.state_since);
+    let back = sight.connected && silence < limits.silence;
+    match node.state {
+        // Nobody would start its agent again.
+        NodeState::Creating => see_off(waited >= limits.start_timeout),
+        NodeState::Starting if !sight.connected && waited < limits.start_timeout => None,
+        NodeState::Starting
+        | NodeState::WaitingForStartTask
+        | NodeState::StartTaskFailed
+        | NodeState::Idle
+        | NodeState::Running
+        | NodeState::Offline
+        | NodeState::Rebooting => apply(silence >= limits.silence, NodeEvent::Silent, "no heartbeat"),
+        NodeState::Unknown | NodeState::Unusable { .. } if back => {
+            apply(can_be_heard(node), NodeEvent::Heard, "heartbeats again")
+        }
+        NodeState::Unknown => see_off(waited >= limits.unusable_after),
+        NodeState::Unusable { .. } => see_off(!sight.connected && silence >= limits.unusable_after),
+        NodeState::LeavingPool { .. } => None,
+    }
 }
 
 /// What a node that stays needs.
@@ -297,14 +335,15 @@ fn removal(node: &Node, pool: &Pool, reason: &'static str) -> Decision {
 
 fn timeout_errors(pool: &Pool, nodes: &[Node]) -> Vec<ResizeError> {
     let mut errors = Vec::new();
-    let made = nodes.iter().filter(|node| node.allocated && !node.state.is_leaving()).count();
+    let own = || nodes.iter().filter(|node| !node.joined);
+    let made = own().filter(|node| node.allocated && !node.state.is_leaving()).count();
     if made < pool.target.total() as usize {
         errors.push(ResizeError::new(
             "AllocationTimedout",
             format!("{made} of {} nodes were made within the resize timeout", pool.target.total()),
         ));
     }
-    let leaving = nodes.iter().filter(|node| node.state.is_leaving()).count();
+    let leaving = own().filter(|node| node.state.is_leaving()).count();
     if leaving > 0 {
         errors.push(ResizeError::new(
             "RemoveNodesFailed",

@@ -66,6 +66,53 @@ fn a_new_pool_gets_its_nodes_then_is_steady() {
 }
 
 #[test]
+fn nodes_that_joined_are_nobodys_to_make_or_to_count() {
+    let joined = |state| {
+        let mut node = node(9, state);
+        (node.joined, node.allocated) = (true, true);
+        node
+    };
+    // A resize wants its own nodes, and shrinks by its own.
+    let nodes = [joined(NodeState::Idle), node(1, NodeState::Idle)];
+    assert_eq!(planned(&pool(2, 0), &nodes, seen(), NOW), [Decision::Add { dedicated: true, count: 1 }]);
+    assert_eq!(planned(&pool(1, 0), &nodes, seen(), NOW), [Decision::EndResize(vec![])]);
+    let shrunk = planned(&pool(0, 0), &nodes, seen(), NOW);
+    assert!(shrunk.is_empty(), "a pool without a target is steady: {shrunk:?}");
+
+    let mut pool = pool(0, 0);
+    let silent = Sight { exists: true, alive: true, connected: false, last_contact: NOW };
+    let one = |state, sight, now| planned(&pool, &[joined(state)], sight, now);
+    assert_eq!(one(NodeState::Running, silent, later(14)), []);
+    assert!(matches!(
+        &one(NodeState::Running, silent, later(15))[..],
+        [Decision::Apply { event: NodeEvent::Silent, .. }]
+    ));
+    assert!(matches!(
+        &one(NodeState::Rebooting, silent, later(15))[..],
+        [Decision::Apply { event: NodeEvent::Silent, .. }]
+    ));
+    assert_eq!(one(NodeState::Unknown, silent, later(599)), []);
+    let off = [Decision::SeeOff(NodeId::parse("p-9").unwrap())];
+    assert_eq!(one(NodeState::Unknown, silent, later(600)), off, "nobody brings it back");
+    let back = Sight { last_contact: later(600), ..seen() };
+    assert!(matches!(
+        &one(NodeState::Unknown, back, later(600))[..],
+        [Decision::Apply { event: NodeEvent::Heard, .. }]
+    ));
+    assert_eq!(one(NodeState::Unusable { cause: Cause::Agent }, silent, later(600)), off);
+    assert_eq!(one(NodeState::Creating, silent, later(299)), []);
+    assert_eq!(one(NodeState::Creating, silent, later(300)), off, "it never came");
+    let leaving = |drained| NodeState::LeavingPool { option: REQUEUE, drained };
+    assert_eq!(one(leaving(false), seen(), NOW), [], "it is told to drain");
+    assert_eq!(one(leaving(true), seen(), NOW), off);
+
+    pool.delete(NOW).unwrap();
+    let nodes = [joined(NodeState::Idle)];
+    let decisions = planned(&pool, &nodes, seen(), NOW);
+    assert!(matches!(&decisions[..], [Decision::Apply { event: NodeEvent::RemovalRequested(_), .. }]), "{decisions:?}");
+}
+
+#[test]
 fn nodes_without_an_agent_are_started_again_under_their_name() {
     let mut pool = pool(1, 0);
     pool.end_resize(vec![], NOW);
@@ -222,7 +269,7 @@ impl World {
                 Decision::TakeAway(id) => {
                     self.sights.remove(&id);
                 }
-                Decision::Forget(id) => {
+                Decision::Forget(id) | Decision::SeeOff(id) => {
                     self.nodes.retain(|node| node.id != id);
                     self.forgotten.push(id);
                 }

@@ -113,6 +113,21 @@ impl ResizeError {
     }
 }
 
+/// Join tokens of a pool that have not expired.
+pub const MAX_JOIN_TOKENS: usize = 64;
+
+/// A token with which machines may join. The token itself is not kept: it is
+/// signed, and says which of these it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// Its name.
+    pub id: String,
+    /// Until when it can be used.
+    pub expires: Timestamp,
+    /// Machines that may still join with it.
+    pub uses_left: u32,
+}
+
 /// What a new pool is made of.
 #[derive(Debug, Clone)]
 pub struct NewPool {
@@ -163,6 +178,9 @@ pub struct Pool {
     pub modified: Timestamp,
     /// Changes with every write of a client.
     pub etag: u64,
+    /// With which machines may join; those that have expired go when others come.
+    #[serde(default)]
+    pub join_tokens: Vec<JoinToken>,
     /// What clients set and nodes receive and no rule here depends on: an
     /// encoded `kiln.pool.v1.PoolSpec`. Kept beside the record.
     #[serde(skip)]
@@ -199,6 +217,7 @@ impl Pool {
             created: now,
             modified: now,
             etag: kiln_etag::next(0, now),
+            join_tokens: Vec::new(),
             settings: new.settings,
             revision: 0,
         }
@@ -272,6 +291,32 @@ impl Pool {
         let resize = Resize { started: now, timeout: DEFAULT_RESIZE_TIMEOUT, option: DeallocationOption::Requeue };
         self.set_allocation(Allocation::Resizing(resize), now);
         self.touch(now);
+        Ok(())
+    }
+
+    /// Machines may join with a new token.
+    ///
+    /// # Errors
+    /// If the pool is being deleted or has too many tokens.
+    pub fn add_join_token(&mut self, token: JoinToken, now: Timestamp) -> Result<(), Refused> {
+        self.require_active()?;
+        self.join_tokens.retain(|token| now < token.expires);
+        if self.join_tokens.len() >= MAX_JOIN_TOKENS {
+            return Err(Refused::TooManyJoinTokens(self.id.clone()));
+        }
+        self.join_tokens.push(token);
+        Ok(())
+    }
+
+    /// A machine joins with a token.
+    ///
+    /// # Errors
+    /// If the pool is being deleted, or the token has expired or has no uses left.
+    pub fn use_join_token(&mut self, id: &str, now: Timestamp) -> Result<(), Refused> {
+        self.require_active()?;
+        let token = self.join_tokens.iter_mut().find(|token| token.id == id && now < token.expires);
+        let Some(token) = token else { return Err(Refused::JoinTokenExpired(self.id.clone())) };
+        token.uses_left = token.uses_left.checked_sub(1).ok_or_else(|| Refused::JoinTokenUsedUp(self.id.clone()))?;
         Ok(())
     }
 
@@ -404,6 +449,30 @@ mod tests {
         resize(&mut pool).unwrap();
         assert!(pool.resize_errors.is_empty(), "errors are those of the latest resize");
         assert!(pool.etag_text().starts_with("0x8D"), "{}", pool.etag_text());
+    }
+
+    #[test]
+    fn a_join_token_is_for_its_uses_and_its_time() {
+        let id = || PoolId::parse("p1").unwrap();
+        let later = |seconds| NOW.plus(Duration::from_secs(seconds));
+        let token = |name: &str| JoinToken { id: name.to_owned(), expires: later(60), uses_left: 2 };
+        let mut pool = steady();
+        let etag = pool.etag;
+        pool.add_join_token(token("a"), NOW).unwrap();
+        pool.use_join_token("a", NOW).unwrap();
+        assert_eq!(pool.use_join_token("b", NOW), Err(Refused::JoinTokenExpired(id())), "of another pool");
+        pool.use_join_token("a", later(59)).unwrap();
+        assert_eq!(pool.use_join_token("a", NOW), Err(Refused::JoinTokenUsedUp(id())));
+        assert_eq!(pool.use_join_token("a", later(60)), Err(Refused::JoinTokenExpired(id())));
+        assert_eq!(pool.etag, etag, "not a change of what the client set");
+        for number in 1..MAX_JOIN_TOKENS {
+            pool.add_join_token(token(&number.to_string()), NOW).unwrap();
+        }
+        assert_eq!(pool.add_join_token(token("more"), NOW), Err(Refused::TooManyJoinTokens(id())));
+        pool.add_join_token(JoinToken { expires: later(120), ..token("later") }, later(60)).unwrap();
+        assert_eq!(pool.join_tokens.len(), 1, "those that have expired are gone");
+        pool.delete(NOW).unwrap();
+        assert_eq!(pool.use_join_token("later", NOW), Err(Refused::PoolBeingDeleted(id())));
     }
 
     #[test]

@@ -461,6 +461,7 @@ mod tests {
             pool_id: "p".into(),
             node_id: "p-1".into(),
             join_token: "secret".into(),
+            ca_pem: None,
             node_dir: node.to_owned(),
         }
     }

@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod conformance;
 mod events;
-mod sqlite;
+mod sql;
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::{Event, Node, NodeName, Pool, PoolName};
 
 pub use events::{node_state, pool_state};
-pub use sqlite::SqliteStore;
+pub use sql::SqlStore;
 
 /// Why the store did not do it.
 #[derive(Debug, Clone, thiserror::Error)]

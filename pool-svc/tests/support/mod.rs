@@ -74,6 +74,16 @@ impl Service {
         Self { dir, key, bus, endpoint, shutdown, task }
     }
 
+    /// Another replica, on a PostgreSQL that others may have, too; makes no nodes.
+    pub async fn replica(store: &kiln_store::testing::TestStore, key: Arc<SecretKey>) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::open(dir, key, |config| {
+            config.store = store.config().clone();
+            config.local = None;
+        })
+        .await
+    }
+
     /// Stops the service in an orderly way.
     pub async fn stop(self) {
         self.shutdown.cancel();
@@ -166,7 +176,7 @@ pub fn call<T>(message: T) -> Request<T> {
     with_account(message, ACCOUNT).unwrap()
 }
 
-fn with_token<T>(message: T, token: &str) -> Request<T> {
+pub fn with_token<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
@@ -188,9 +198,14 @@ impl Agent {
     pub async fn join(service: &Service, pool: &str, node: &str, incarnation: &str) -> Self {
         let file = service.node_dir(pool, node).join(kiln_node::JOIN_FILE);
         let join = eventually("the join file", || async { JoinConfig::read(&file).ok() }).await;
+        Self::register(service, &join, incarnation).await
+    }
+
+    /// Registers with a join token and opens the control stream.
+    pub async fn register(service: &Service, join: &JoinConfig, incarnation: &str) -> Self {
         let mut client = NodeControlServiceClient::connect(service.endpoint.clone()).await.unwrap();
         let registered =
-            client.register(with_token(registration(&join, incarnation), &join.join_token)).await.unwrap().into_inner();
+            client.register(with_token(registration(join, incarnation), &join.join_token)).await.unwrap().into_inner();
         Self::connect(service, registered, incarnation).await
     }
 

@@ -236,7 +236,12 @@ impl From<StoreError> for StorageError {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the catalogue failed");
         match error {
-            StoreError::Commit(_) | StoreError::Closed => Self::ServerBusy,
+            StoreError::Commit(_) | StoreError::Closed | StoreError::Unavailable(_) | StoreError::InDoubt(_) => {
+                Self::ServerBusy
+            }
+            StoreError::Database(cause) if cause.is_unfit() => {
+                Self::InvalidUri("a name is too long for the catalogue, or has the character NUL")
+            }
             _ => Self::InternalError,
         }
     }

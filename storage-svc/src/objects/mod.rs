@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use kiln_time::Timestamp;
 use md5::{Digest, Md5};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
@@ -198,13 +199,15 @@ impl Objects {
         }
     }
 
-    /// Keys of objects that earlier processes wrote, in batches.
-    pub fn earlier(&self, batch: usize) -> BoxStream<'static, io::Result<Vec<ObjectKey>>> {
+    /// Keys of objects that other processes wrote, the last time before `until`, in
+    /// batches.
+    pub fn earlier(&self, batch: usize, until: Timestamp) -> BoxStream<'static, io::Result<Vec<ObjectKey>>> {
         let inner = self.inner.clone();
         let own = inner.incarnation.clone();
         inner
             .store
             .list(None)
+            .try_filter(move |meta| std::future::ready(meta.last_modified.timestamp_micros() <= until.as_micros()))
             .map_ok(|meta| ObjectKey(meta.location.to_string()))
             .try_filter(move |key| std::future::ready(!key.0.contains(&own)))
             .try_chunks(batch)

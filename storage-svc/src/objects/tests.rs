@@ -82,8 +82,13 @@ async fn only_objects_of_earlier_processes_are_listed() {
     old.keep();
     let objects = Objects::local(dir.path()).await.unwrap();
     write(&objects, &pattern(1)).await.keep();
-    let listed: Vec<Vec<ObjectKey>> = objects.earlier(10).try_collect().await.unwrap();
+    let now = Timestamp::now();
+    let listed: Vec<Vec<ObjectKey>> = objects.earlier(10, now).try_collect().await.unwrap();
     assert_eq!(listed.concat(), [old_key]);
+    // Written to since then: somebody may still be at it.
+    let hour = std::time::Duration::from_secs(3600);
+    let young: Vec<Vec<ObjectKey>> = objects.earlier(10, now.minus(hour)).try_collect().await.unwrap();
+    assert!(young.is_empty(), "{young:?}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@
 
 #[cfg(test)]
 pub mod conformance;
-pub mod sqlite;
+pub mod sql;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -29,7 +29,7 @@ use crate::domain::model::{
 };
 use crate::domain::names::Metadata;
 
-pub use sqlite::SqliteCatalogue;
+pub use sql::SqlCatalogue;
 
 /// What every write carries.
 #[derive(Debug, Clone)]

@@ -71,7 +71,7 @@ impl Service {
         config.idle_timeout = Duration::from_secs(5);
         let deps = Deps { cluster_key: cluster_key.clone(), bus: bus.clone() };
         let shutdown = CancellationToken::new();
-        let listeners = Listeners { grpc: grpc_listener, blob: blob_listener };
+        let listeners = Listeners { grpc: grpc_listener.into(), blob: blob_listener.into() };
         let served = kiln_telemetry::spawn(storage_svc::run(config, deps, listeners, shutdown.clone()));
         let key = SecretKey::generate();
         let service = Self { blob, grpc, key, cluster_key, bus, shutdown, served };

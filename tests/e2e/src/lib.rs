@@ -3,16 +3,20 @@
 //! - [`server`]: one `kiln up` with its own data directory and ports; stopped, killed and started again at will. When it
 //!   is dropped nothing of it stays: processes are found by their data directory, and ended by their ids.
 //! - [`processes`]: the services as processes of their own, with RabbitMQ between them.
+//! - [`cluster`]: one `kiln up --cluster-dev`, with replicas of the services.
 //! - [`programs`]: where the program, the Python environments and the examples are.
 //! - [`work`]: pools, jobs and tasks of tests, and waiting for them.
 //! - [`marks`]: tasks that write down when they run, to prove that no task runs twice at once.
 //! - [`rest`]: signed raw requests to the REST front and to the blob data plane, for what no SDK would send.
 //! - [`inventory`]: what an account has, to prove that refused requests left nothing behind.
 //! - [`otlp`]: a collector of exported spans.
+//! - [`chaos`]: a deployment to which much happens while it works, and whether it kept its promises.
 //!
 //! `tests/run e2e` prepares all they need. Each file in `tests/` has one subject.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod chaos;
+pub mod cluster;
 pub mod inventory;
 pub mod marks;
 pub mod otlp;

@@ -1,6 +1,7 @@
 //! The services as processes of their own, with RabbitMQ between them: what `deploy/config` describes.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -9,10 +10,8 @@ use std::time::Duration;
 use kiln_auth::SecretKey;
 use kiln_bus::{Bus, QueueSpec, RabbitBus, RabbitConfig};
 use kiln_client::Client;
-use kiln_grpc::ServiceAuth;
-use kiln_proto::gateway::v1::gateway_admin_service_client::GatewayAdminServiceClient;
-use kiln_proto::storage::v1::storage_admin_service_client::StorageAdminServiceClient;
-use kiln_proto::{gateway, storage};
+use kiln_store::testing::TestStore;
+use kiln_tls::Files;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
@@ -22,32 +21,84 @@ use crate::{LONG, programs, until};
 /// The account of these deployments.
 const ACCOUNT: &str = "alpha";
 
+/// The services, in the order in which they are started.
+pub const SERVICES: [&str; 5] = ["monitor-svc", "storage-svc", "job-svc", "pool-svc", "gateway"];
+
+/// What a deployment may have different from others.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Another broker than that of the tests.
+    pub amqp_url: Option<String>,
+    /// Another PostgreSQL than that of the tests, for all stores.
+    pub database_url: Option<String>,
+    /// Of job-svc.
+    pub lease: Option<Duration>,
+    /// Ports of the deployment's host under which agents are told to find pool-svc and job-svc.
+    pub agents_through: Option<(u16, u16)>,
+    /// Where agents write down what they run.
+    pub record: Option<PathBuf>,
+    /// Records in PostgreSQL, each service in a schema of its own; else in files.
+    pub postgres: bool,
+    /// TLS everywhere, with certificates of `kiln certs`.
+    pub tls: bool,
+}
+
+/// Who has a certificate of a service beside the services: `kiln account`, and the test itself.
+const OTHERS: [&str; 2] = ["kiln-account", "e2e"];
+
 /// Five service processes that share nothing but a key and a broker.
 #[derive(Debug)]
 pub struct Deployment {
+    options: Options,
     dir: tempfile::TempDir,
     /// A loopback address of its own, so that the usual ports are free there.
     host: String,
     prefix: String,
     cluster_key: SecretKey,
-    account_key: SecretKey,
+    /// Base64.
+    account_key: String,
+    /// Where `kiln certs` has put certificates, if there are any.
+    certificates: Option<PathBuf>,
     services: Vec<(&'static str, Child)>,
+    /// The schemas, which go when the processes are gone.
+    stores: Vec<(&'static str, TestStore)>,
 }
 
 impl Deployment {
     /// Starts all services, waits until they are ready, and makes the account.
     pub async fn start() -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self::start_with(&Self::free_host(), Options::default()).await
+    }
+
+    /// A loopback address that no other test has.
+    pub fn free_host() -> String {
         let number = std::process::id();
+        format!("127.{}.{}.{}", 64 + (number >> 16 & 63), number >> 8 & 255, 1 + (number & 127))
+    }
+
+    /// As [`Deployment::start`], on a loopback address and with other settings.
+    pub async fn start_with(host: &str, options: Options) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut deployment = Self {
+            stores: SERVICES.iter().filter(|_| options.postgres).map(|name| (*name, TestStore::postgres())).collect(),
+            options,
             dir: tempfile::Builder::new().prefix("kiln-e2e-").tempdir().unwrap(),
-            host: format!("127.{}.{}.{}", 64 + (number >> 16 & 63), number >> 8 & 255, 1 + (number & 127)),
+            host: host.to_owned(),
             prefix: format!("e2e-{}.", uuid::Uuid::new_v4().simple()),
             cluster_key: SecretKey::generate(),
-            account_key: SecretKey::generate(),
+            account_key: String::new(),
+            certificates: None,
             services: Vec::new(),
         };
-        for service in ["monitor-svc", "storage-svc", "job-svc", "pool-svc", "gateway"] {
+        if deployment.options.tls {
+            deployment.certificates = Some(deployment.dir.path().join("certs"));
+            deployment.certs(&["init", "--name", "e2e"]).await;
+            for name in SERVICES.into_iter().chain(OTHERS) {
+                deployment.certs(&["issue", "service", "--name", name]).await;
+            }
+            deployment.certs(&["issue", "gateway", "--host", host]).await;
+        }
+        for service in SERVICES {
             let child = deployment.spawn(service);
             deployment.services.push((service, child));
         }
@@ -58,14 +109,88 @@ impl Deployment {
 
     /// A gRPC client of the account.
     pub fn client(&self) -> Client {
-        Client::connect(&self.url(7450), ACCOUNT, &self.account_key.to_base64()).unwrap()
+        let url = self.url(7450);
+        match self.certificate("ca.crt") {
+            Some(authority) => Client::connect_trusting(&url, ACCOUNT, &self.account_key, &authority).unwrap(),
+            None => Client::connect(&url, ACCOUNT, &self.account_key).unwrap(),
+        }
+    }
+
+    /// Runs `kiln certs`; gives what it prints.
+    pub async fn certs(&self, arguments: &[&str]) -> String {
+        let dir = self.certificates.as_ref().expect("a deployment with TLS");
+        let mut command = programs::command(&programs::kiln());
+        let output = command.arg("certs").args(arguments).arg("--dir").arg(dir).output().await.unwrap();
+        assert!(output.status.success(), "{}", programs::text(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A file that `kiln certs` has made.
+    pub fn certificate(&self, name: &str) -> Option<PathBuf> {
+        self.certificates.as_ref().map(|dir| dir.join(name))
+    }
+
+    /// The files of a certificate.
+    pub fn files(&self, name: &str) -> Files {
+        let file = |ending: &str| self.certificate(&format!("{name}.{ending}")).expect("a deployment with TLS");
+        Files { certificate: file("crt"), key: file("key"), authority: self.certificate("ca.crt") }
+    }
+
+    /// The key that signs tokens of services.
+    pub fn cluster_key(&self) -> Arc<SecretKey> {
+        Arc::new(self.cluster_key.clone())
+    }
+
+    /// A key of the account, Base64.
+    pub fn account_key(&self) -> &str {
+        &self.account_key
+    }
+
+    /// Directory of the test.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Kills one service with -9 and starts it again on the same data.
     pub async fn kill_9_and_restart(&mut self, service: &'static str) {
-        let child = self.spawn_after_kill(service).await;
-        self.services.push((service, child));
+        self.kill_9(service).await;
+        self.start_again(service);
         self.until_ready().await;
+    }
+
+    /// Kills one service with -9.
+    pub async fn kill_9(&mut self, service: &'static str) {
+        let at = self.services.iter().position(|(name, _)| *name == service).expect("it was started");
+        let (_, mut child) = self.services.remove(at);
+        child.start_kill().unwrap();
+        child.wait().await.unwrap();
+    }
+
+    /// Starts a service on its data; it must have ended.
+    pub fn start_again(&mut self, service: &'static str) {
+        let child = self.spawn(service);
+        self.services.push((service, child));
+    }
+
+    /// Services that have ended by themselves, with the end of their logs.
+    pub fn ended(&mut self) -> Vec<(&'static str, String)> {
+        let dir = self.dir.path();
+        let gone = self.services.iter_mut().filter_map(|(service, child)| {
+            let status = child.try_wait().unwrap()?;
+            Some((*service, format!("{status}\n{}", log_tail(dir, service))))
+        });
+        gone.collect()
+    }
+
+    /// The process of a service.
+    pub fn pid(&self, service: &str) -> Option<Pid> {
+        let (_, child) = self.services.iter().find(|(name, _)| *name == service)?;
+        Some(Pid::from_raw(child.id()?.cast_signed()))
+    }
+
+    /// Processes of the agents, by node.
+    pub fn agents(&self) -> std::collections::BTreeMap<String, Pid> {
+        crate::server::agents_below(self.dir.path())
     }
 
     /// Asks every process to end, and checks that each does so in order.
@@ -77,23 +202,46 @@ impl Deployment {
             let status = tokio::time::timeout(LONG, child.wait()).await.expect("it ends").unwrap();
             assert!(status.success(), "{service} ended with {status}\n{}", log_tail(self.dir.path(), service));
         }
-        let bus = RabbitBus::new(RabbitConfig::new(amqp_url(), "e2e").with_prefix(&self.prefix)).unwrap();
-        let queue = QueueSpec { name: "monitor.events".to_owned(), bindings: vec!["#".to_owned()], prefetch: 64 };
-        bus.declare(&queue).await.unwrap();
-        bus.remove_everything().await.unwrap();
-        bus.close();
+        remove_queues(&self.amqp_url(), &self.prefix).await;
     }
 
-    fn url(&self, port: u16) -> String {
-        format!("http://{}:{port}", self.host)
+    fn amqp_url(&self) -> String {
+        self.options.amqp_url.clone().unwrap_or_else(amqp_url)
     }
 
-    async fn spawn_after_kill(&mut self, service: &'static str) -> Child {
-        let at = self.services.iter().position(|(name, _)| *name == service).expect("it was started");
-        let (_, mut child) = self.services.remove(at);
-        child.start_kill().unwrap();
-        child.wait().await.unwrap();
-        self.spawn(service)
+    /// A port of one of the services.
+    pub fn url(&self, port: u16) -> String {
+        let scheme = if self.certificates.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{port}", self.host)
+    }
+
+    /// HTTP that trusts the deployment's authority and finds services by their names.
+    pub fn http(&self) -> reqwest::Client {
+        let mut builder = reqwest::Client::builder().no_proxy();
+        if let Some(authority) = self.certificate("ca.crt") {
+            let pem = std::fs::read(authority).unwrap();
+            builder = builder.tls_certs_merge([reqwest::Certificate::from_pem(&pem).unwrap()]);
+            for name in SERVICES {
+                builder = builder.resolve(name, SocketAddr::new(self.host.parse().unwrap(), 0));
+            }
+        }
+        builder.build().unwrap()
+    }
+
+    /// The keys of certificates in the settings of a service.
+    fn tls_settings(&self, service: &str) -> String {
+        if self.certificates.is_none() {
+            return String::new();
+        }
+        let Files { certificate, key, authority } = self.files(service);
+        let authority = authority.expect("an authority");
+        let mut text =
+            format!("tls_cert_file = {certificate:?}\ntls_key_file = {key:?}\ntls_ca_file = {authority:?}\n");
+        if ["gateway", "storage-svc"].contains(&service) {
+            let Files { certificate, key, .. } = self.files("public");
+            text.push_str(&format!("public_tls_cert_file = {certificate:?}\npublic_tls_key_file = {key:?}\n"));
+        }
+        text
     }
 
     fn spawn(&self, service: &'static str) -> Child {
@@ -104,6 +252,7 @@ impl Deployment {
         programs::command(&programs::service(service))
             .arg("--config")
             .arg(&config)
+            .envs(self.options.record.iter().map(|file| ("KILN_AGENT_RECORD_FILE", file)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -116,9 +265,17 @@ impl Deployment {
         let path = |name: &str| -> PathBuf { self.dir.path().join(name) };
         let (key, data) = (self.cluster_key.to_base64(), path(&format!("data-{service}")));
         std::fs::create_dir_all(&data).unwrap();
-        let common =
-            |port: u16| format!("listen = \"{}:{port}\"\ndata_dir = {data:?}\ncluster_key = {key:?}\n", self.host);
-        let bus = format!("amqp_url = {:?}\namqp_prefix = {:?}\n", amqp_url(), self.prefix);
+        let store = self.stores.iter().find(|(of, _)| *of == service).map(|(_, store)| {
+            let schema = store.postgres_config().schema();
+            format!("database_url = {:?}\ndatabase_schema = {schema:?}\n", TestStore::url())
+        });
+        let other = || self.options.database_url.as_ref().map(|url| format!("database_url = {url:?}\n"));
+        let more = store.or_else(other).unwrap_or_default() + &self.tls_settings(service);
+        let common = |port: u16| {
+            format!("listen = \"{}:{port}\"\ndata_dir = {data:?}\ncluster_key = {key:?}\n{more}", self.host)
+        };
+        let bus = format!("amqp_url = {:?}\namqp_prefix = {:?}\n", self.amqp_url(), self.prefix);
+        let (control, work) = self.options.agents_through.unwrap_or((7462, 7463));
         let blobs = format!("public_blob_endpoint = {:?}\n", self.url(7451));
         match service {
             "storage-svc" => format!("{}{bus}{blobs}blob_listen = \"{}:7451\"\n", common(7461), self.host),
@@ -126,13 +283,18 @@ impl Deployment {
                 "{}{bus}{blobs}control_endpoint = {:?}\nwork_endpoint = {:?}\nbatch_endpoint = {:?}\n\
                  stop_nodes_on_shutdown = true\n[local]\nnodes_dir = {:?}\nagent_command = [{:?}, \"agent\"]\n",
                 common(7462),
-                self.url(7462),
-                self.url(7463),
+                self.url(control),
+                self.url(work),
                 self.url(7450),
                 path("nodes"),
                 programs::kiln(),
             ),
-            "job-svc" => format!("{}{bus}", common(7463)),
+            "job-svc" => {
+                let lease = self.options.lease.map(|lease| {
+                    format!("lease_ms = {}\nlease_margin_ms = {}\n", lease.as_millis(), lease.as_millis() / 4)
+                });
+                format!("{}{bus}{}", common(7463), lease.unwrap_or_default())
+            }
             "monitor-svc" => format!("{}{bus}", common(7464)),
             "gateway" => format!(
                 "{}{blobs}storage_endpoint = {:?}\npool_endpoint = {:?}\njob_endpoint = {:?}\nmonitor_endpoint = {:?}\n\
@@ -148,8 +310,17 @@ impl Deployment {
         }
     }
 
-    async fn until_ready(&mut self) {
-        let urls: Vec<_> = [7450, 7461, 7462, 7463, 7464].map(|port| format!("{}/readyz", self.url(port))).into();
+    /// Waits until every service can take work.
+    pub async fn until_ready(&mut self) {
+        let mut urls: Vec<_> = [7450, 7461, 7462, 7463, 7464].map(|port| format!("{}/readyz", self.url(port))).into();
+        if self.certificates.is_some() {
+            // Certificates of services are for their names, not for this host.
+            let named = ["storage-svc", "pool-svc", "job-svc", "monitor-svc"];
+            for (url, (port, name)) in urls.iter_mut().skip(1).zip((7461..).zip(named)) {
+                *url = format!("https://{name}:{port}/readyz");
+            }
+        }
+        let http = self.http();
         let dir = self.dir.path();
         let services = &mut self.services;
         until("all services are ready", Duration::from_secs(60), async || {
@@ -159,24 +330,36 @@ impl Deployment {
                 }
             }
             for url in &urls {
-                reqwest::get(url).await.ok()?.error_for_status().ok()?;
+                http.get(url).send().await.ok()?.error_for_status().ok()?;
             }
             Some(())
         })
         .await;
     }
 
-    async fn make_account(&self) {
-        let auth = ServiceAuth::new("e2e", Arc::new(self.cluster_key.clone()));
-        let (key1, key2) = (self.account_key.to_base64(), SecretKey::generate().to_base64());
-        let request =
-            storage::v1::PutAccountRequest { account: ACCOUNT.to_owned(), key1: key1.clone(), key2: key2.clone() };
-        let channel = auth.connect(&self.url(7461)).unwrap();
-        StorageAdminServiceClient::new(channel).put_account(request).await.unwrap();
-        let (account, storage_account) = (ACCOUNT.to_owned(), ACCOUNT.to_owned());
-        let request = gateway::v1::PutAccountRequest { account, key1, key2, storage_account };
-        let channel = auth.connect(&self.url(7450)).unwrap();
-        GatewayAdminServiceClient::new(channel).put_account(request).await.unwrap();
+    /// As an operator would; said twice it changes nothing.
+    async fn make_account(&mut self) {
+        let file = self.dir.path().join("cluster.key");
+        std::fs::write(&file, self.cluster_key.to_base64()).unwrap();
+        let mut told = Vec::new();
+        for _ in 0..2 {
+            let mut command = programs::command(&programs::kiln());
+            command
+                .args(["account", "create", ACCOUNT, "--endpoint", &self.url(7450), "--storage", &self.url(7461)])
+                .arg("--cluster-key-file")
+                .arg(&file);
+            if self.certificates.is_some() {
+                let Files { certificate, key, authority } = self.files("kiln-account");
+                command.arg("--tls-cert-file").arg(certificate).arg("--tls-key-file").arg(key);
+                command.arg("--ca-file").arg(authority.expect("an authority"));
+            }
+            let output = command.output().await.unwrap();
+            assert!(output.status.success(), "kiln account create: {}", String::from_utf8_lossy(&output.stderr));
+            told.push(crate::server::exports(&String::from_utf8(output.stdout).unwrap()));
+        }
+        assert_eq!(told[0], told[1]);
+        assert_eq!(told[0]["AZURE_STORAGE_BLOB_ENDPOINT"], format!("{}/{ACCOUNT}", self.url(7451)));
+        self.account_key.clone_from(&told[0]["KILN_ACCOUNT_KEY"]);
     }
 }
 
@@ -194,7 +377,17 @@ impl Drop for Deployment {
     }
 }
 
-fn amqp_url() -> String {
+/// Takes away what a deployment had on a broker.
+pub async fn remove_queues(url: &str, prefix: &str) {
+    let bus = RabbitBus::new(RabbitConfig::new(url.to_owned(), "e2e").with_prefix(prefix)).unwrap();
+    let queue = QueueSpec { name: "monitor.events".to_owned(), bindings: vec!["#".to_owned()], prefetch: 64 };
+    bus.declare(&queue).await.unwrap();
+    bus.remove_everything().await.unwrap();
+    bus.close();
+}
+
+/// The broker of the tests.
+pub fn amqp_url() -> String {
     std::env::var("KILN_TEST_AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned())
 }
 

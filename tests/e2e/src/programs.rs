@@ -31,8 +31,10 @@ fn built(variable: &str, name: &str, how: &str) -> PathBuf {
     if let Some(path) = std::env::var_os(variable) {
         return PathBuf::from(path);
     }
-    // target/<profile>/deps/<this test>
-    let path = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join(name);
+    // target/<profile>/deps/<this test>, or target/<profile>/<this program>
+    let own = std::env::current_exe().unwrap();
+    let dir = own.parent().unwrap();
+    let path = if dir.ends_with("deps") { dir.parent().unwrap() } else { dir }.join(name);
     assert!(path.exists(), "{} is not there: run `{how}`, or `tests/run e2e`, which does", path.display());
     path
 }

@@ -111,17 +111,7 @@ impl Server {
 
     /// Process ids of the agents, by the lock files that they hold.
     pub fn agents(&self) -> BTreeMap<String, Pid> {
-        let mut agents = BTreeMap::new();
-        for lock in find_files(&self.data(), "agent.lock") {
-            let pid = std::fs::read_to_string(&lock).ok().and_then(|text| text.trim().parse().ok());
-            let node = lock.parent().and_then(Path::file_name).unwrap().to_string_lossy().into_owned();
-            if let Some(pid) = pid
-                && Path::new(&format!("/proc/{pid}")).exists()
-            {
-                agents.insert(node, Pid::from_raw(pid));
-            }
-        }
-        agents
+        agents_below(&self.data())
     }
 
     /// The last lines the server logged.
@@ -189,14 +179,33 @@ async fn kiln_env(data: &Path) -> Option<BTreeMap<String, String>> {
     if !output.status.success() {
         return None;
     }
-    let text = String::from_utf8(output.stdout).unwrap();
+    Some(exports(&String::from_utf8(output.stdout).unwrap()))
+}
+
+/// Names and values of shell exports, as `kiln env` prints them.
+pub fn exports(text: &str) -> BTreeMap<String, String> {
     let variables = text.lines().filter_map(|line| line.strip_prefix("export ")?.split_once('='));
-    Some(variables.map(|(name, value)| (name.to_owned(), value.trim_matches(['\'', '"']).to_owned())).collect())
+    variables.map(|(name, value)| (name.to_owned(), value.trim_matches(['\'', '"']).to_owned())).collect()
 }
 
 /// `host:port` of a URL.
 fn authority(url: &str) -> String {
     url.trim_start_matches("http://").split('/').next().unwrap().to_owned()
+}
+
+/// Process ids of the agents of nodes below `dir`, by the lock files that they hold.
+pub fn agents_below(dir: &Path) -> BTreeMap<String, Pid> {
+    let mut agents = BTreeMap::new();
+    for lock in find_files(dir, "agent.lock") {
+        let pid = std::fs::read_to_string(&lock).ok().and_then(|text| text.trim().parse().ok());
+        let node = lock.parent().and_then(Path::file_name).unwrap().to_string_lossy().into_owned();
+        if let Some(pid) = pid
+            && Path::new(&format!("/proc/{pid}")).exists()
+        {
+            agents.insert(node, Pid::from_raw(pid));
+        }
+    }
+    agents
 }
 
 /// Processes whose command line or environment names `dir`: the server, its agents, their tasks.

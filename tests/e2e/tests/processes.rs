@@ -1,9 +1,10 @@
-//! The services as processes of their own over RabbitMQ: the same work, and the death of each service in the middle of it.
+//! The services as processes of their own over RabbitMQ: the same work, and the death of each service in the middle of
+//! it, with their records in files and in PostgreSQL.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
-use kiln_e2e::processes::Deployment;
+use kiln_e2e::processes::{Deployment, Options};
 use kiln_e2e::work::{self, add_tasks, by_subject, job, pool, shell_task, until_counts};
 use kiln_e2e::{LONG, until};
 
@@ -11,7 +12,16 @@ const TASKS: usize = 300;
 
 #[tokio::test]
 async fn separate_services_do_the_same_work_and_survive_each_other() {
-    let mut deployment = Deployment::start().await;
+    work_while_services_die(Deployment::start().await).await;
+}
+
+#[tokio::test]
+async fn separate_services_on_postgresql_do_the_same_work_and_survive_each_other() {
+    let options = Options { postgres: true, ..Options::default() };
+    work_while_services_die(Deployment::start_with(&Deployment::free_host(), options).await).await;
+}
+
+async fn work_while_services_die(mut deployment: Deployment) {
     let client = deployment.client();
     pool(&client, "p", 2, 2).await;
     job(&client, "j", "p", &[]).await;

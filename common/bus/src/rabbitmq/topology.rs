@@ -50,6 +50,9 @@ pub(super) async fn declare_queue(config: &RabbitConfig, session: &Session, spec
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(config.delivery_limit.into()));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(config.max_queue_messages.into()));
+    // Events are dealt with in their order: of the replicas of a service one gets
+    // them, the next when it is gone.
+    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
     // Full means that publishers keep their messages, not that some are lost.
     arguments.insert("x-overflow".into(), text("reject-publish"));
     arguments.insert("x-dead-letter-exchange".into(), text(&dead_letter_name(config)));

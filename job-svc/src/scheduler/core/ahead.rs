@@ -4,14 +4,14 @@
 //! They stand in line at their node ([`Node::ahead`]) and hold no slot; the agent
 //! begins the first as soon as a slot is free there, and the core moves it to that
 //! slot when it hears so, in the same order. Only tasks of one slot and nothing
-//! else, only of the job whose turn it is, only while no slot is free anywhere: whatever
-//! else comes next gets its place before anything more goes ahead.
+//! else, only of the job whose turn it is: whatever else comes next gets its place before anything more
+//! goes ahead. While slots are free elsewhere, a node gets no more than its share of what waits.
 
 use super::*;
 
 /// So much work may stand in line for a slot. Nothing more urgent waits longer than
 /// that, and it lasts until an end was reported, committed and answered.
-const LINE: Duration = Duration::from_millis(10);
+const LINE: Duration = Duration::from_millis(50);
 /// Tasks of jobs that take longer do not go ahead.
 const SHORT: Duration = Duration::from_millis(50);
 /// Attempts in line at one node.
@@ -41,30 +41,70 @@ impl Pace {
     }
 }
 
+/// What goes ahead next.
+struct Next {
+    job: JobKey,
+    row: Row,
+    affinity: u32,
+    /// Tasks of its job that may stand in line for one slot.
+    line: usize,
+}
+
 impl Core {
     /// Binds the next tasks to busy nodes, shortest line first.
     pub(super) fn place_ahead(&mut self, fx: &mut Effects) {
         while self.free.is_empty()
             && let Some((_, shortest)) = self.busy.first().copied()
         {
-            let first = self.eligible.values().filter_map(|jobs| jobs.first()).min();
-            let Some((key, job)) = first.and_then(|(_, key)| Some((*key, self.jobs.get(key)?))) else { return };
-            let line = job.pace.line();
-            // Of a job that waits for more than a slot nothing overtakes.
-            let next =
-                job.ready.first_key_value().filter(|(shape, _)| job.ready.len() == 1 && **shape == Shape::plain(1));
-            let Some((row, waiting)) = next.and_then(|(_, bucket)| bucket.first_key_value()) else { return };
-            let (row, affinity) = (*row, waiting.affinity);
-            let has_room = |index: &u32| {
-                let node = self.nodes.get(*index as usize).and_then(Option::as_ref);
-                let most = |node: &Node| (line * usize::from(node.status.slots)).min(MAX_LINE);
-                node.is_some_and(|node| node.line_place.is_some() && node.ahead.len() < most(node))
-                    && self.bars(key).is_none_or(|is_barred| !is_barred(*index))
+            let Some(next) = self.next_ahead() else { return };
+            let wished = self.by_hash.get(&next.affinity).copied().filter(|_| next.affinity != 0);
+            let wished = wished.filter(|index| self.has_line_for(&next, *index));
+            let Some(index) = wished.or(Some(shortest).filter(|index| self.has_line_for(&next, *index))) else {
+                return;
             };
-            let wished = self.by_hash.get(&affinity).copied().filter(|_| affinity != 0).filter(has_room);
-            let Some(index) = wished.or(Some(shortest).filter(has_room)) else { return };
-            let Some(task) = self.take_next(key, &Needs::slots(1), row) else { return };
-            self.assign(key, task, index, Booking::Line, fx);
+            self.go_ahead(&next, index, fx);
+            if wished.is_none() {
+                self.line_up(next.job, index, fx);
+            }
+        }
+    }
+
+    /// A short task has just taken the last free slot of this node: its share of those that wait goes with it,
+    /// in the same message. With thousands of nodes there is always a free slot somewhere, but not for
+    /// as many tasks as wait: each node will have to run its share in any case.
+    pub(super) fn line_up(&mut self, job: JobKey, index: u32, fx: &mut Effects) {
+        let share = self.waiting / (self.free.len() + self.busy.len()).max(1);
+        for _ in 0..share {
+            let Some(next) = self.next_ahead().filter(|next| next.job == job) else { return };
+            let elsewhere = next.affinity != 0 && self.by_hash.get(&next.affinity).is_some_and(|liked| *liked != index);
+            if elsewhere || !self.has_line_for(&next, index) {
+                return;
+            }
+            self.go_ahead(&next, index, fx);
+        }
+    }
+
+    /// The task whose turn it is, if it may go ahead.
+    fn next_ahead(&self) -> Option<Next> {
+        let (_, key) = self.eligible.values().filter_map(|jobs| jobs.first()).min()?;
+        let job = self.jobs.get(key)?;
+        // Of a job that waits for more than a slot nothing overtakes.
+        let plain = job.ready.first_key_value().filter(|(shape, _)| job.ready.len() == 1 && **shape == Shape::plain(1));
+        let (row, waiting) = plain?.1.first_key_value()?;
+        let line = job.pace.line();
+        (line > 0).then_some(Next { job: *key, row: *row, affinity: waiting.affinity, line })
+    }
+
+    fn has_line_for(&self, next: &Next, index: u32) -> bool {
+        let node = self.nodes.get(index as usize).and_then(Option::as_ref);
+        let most = |node: &Node| (next.line * usize::from(node.status.slots)).min(MAX_LINE);
+        node.is_some_and(|node| node.line_place.is_some() && node.ahead.len() < most(node))
+            && self.bars(next.job).is_none_or(|is_barred| !is_barred(index))
+    }
+
+    fn go_ahead(&mut self, next: &Next, index: u32, fx: &mut Effects) {
+        if let Some(task) = self.take_next(next.job, &Needs::slots(1), next.row) {
+            self.assign(next.job, task, index, Booking::Line, fx);
         }
     }
 
@@ -173,8 +213,8 @@ mod tests {
 
     #[test]
     fn short_tasks_stand_in_line_and_move_up_in_order() {
-        let mut core = paced(&[1], Duration::from_millis(2), 100);
-        assert_eq!(place(&mut core), [2, 3, 4, 5, 6, 7], "one for the slot, five times 2 ms in line");
+        let mut core = paced(&[1], Duration::from_millis(10), 100);
+        assert_eq!(place(&mut core), [2, 3, 4, 5, 6, 7], "one for the slot, five times 10 ms in line");
         assert_eq!(place(&mut core), [] as [Row; 0]);
         let node = core.nodes[0].as_ref().unwrap();
         assert_eq!((node.held.slots, Vec::from(node.ahead.clone())), (1, vec![3, 4, 5, 6, 7]));
@@ -184,7 +224,7 @@ mod tests {
             row: 2,
             attempt: 1,
             instance: 0,
-            end: end(Duration::from_millis(2)),
+            end: end(Duration::from_millis(10)),
             action: JobAction::None,
         };
         core.step(ended, now(), &mut fx);
@@ -218,7 +258,7 @@ mod tests {
 
     #[test]
     fn what_was_given_back_makes_its_job_long() {
-        let mut core = paced(&[1], Duration::from_millis(5), 100);
+        let mut core = paced(&[1], Duration::from_millis(25), 100);
         assert_eq!(place(&mut core), [2, 3, 4]);
         let mut fx = Effects::default();
         let back = AttemptEnd { cause: EndCause::NotStarted, ..end(Duration::ZERO) };
@@ -233,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_terminated_task_leaves_the_line_when_its_agent_says_so() {
-        let mut core = paced(&[1], Duration::from_millis(5), 100);
+        let mut core = paced(&[1], Duration::from_millis(25), 100);
         assert_eq!(place(&mut core), [2, 3, 4]);
         let mut fx = Effects::default();
         core.step(Input::Terminate { job: 1, row: 3, needs: Needs::slots(1), reply: 1 }, now(), &mut fx);
@@ -244,5 +284,32 @@ mod tests {
         core.step(input, now(), &mut fx);
         assert_eq!(Vec::from(core.nodes[0].as_ref().unwrap().ahead.clone()), [4]);
         core.check().unwrap();
+    }
+
+    #[test]
+    fn a_node_of_many_gets_its_share_with_its_slot() {
+        let mut core = paced(&[1; 10], Duration::from_millis(1), 109);
+        // One has ended, nine run: of 99 that wait each node will have to run ten.
+        let placed = place(&mut core);
+        assert!(placed.len() > 90, "{placed:?}");
+        let lines: Vec<usize> = core.nodes.iter().flatten().map(|node| node.ahead.len()).collect();
+        assert!(lines.iter().all(|length| (8..=10).contains(length)), "{lines:?}");
+    }
+
+    #[test]
+    fn a_share_is_not_taken_from_free_slots() {
+        let (mut core, mut fx) = core_with(&[1; 10]);
+        load(&mut core, job_view(1), vec![ready(1, 1)]);
+        core.place(&mut fx);
+        let mut fx = Effects::default();
+        let time = Duration::from_millis(1);
+        let conn =
+            1 + u64::try_from(core.nodes.iter().flatten().position(|node| !node.rows.is_empty()).unwrap()).unwrap();
+        let ended = Input::Ended { conn, row: 1, attempt: 1, instance: 0, end: end(time), action: JobAction::None };
+        core.step(ended, now(), &mut fx);
+        let tasks = (2..=11).map(|row| ready(row, 1)).collect();
+        core.step(Input::Added { job: 1, tasks }, now(), &mut fx);
+        assert_eq!(place(&mut core).len(), 10);
+        assert!(core.nodes.iter().flatten().all(|node| node.ahead.is_empty() && node.rows.len() == 1));
     }
 }

@@ -338,6 +338,10 @@ impl Life {
             self.stream = self.stream.max(stream);
             return news;
         }
+        // One that this scheduler has never heard of, after a restart of its own perhaps.
+        if is_earlier(&incarnation, &self.incarnation) {
+            return false;
+        }
         let former = std::mem::replace(&mut self.incarnation, incarnation);
         if !former.is_empty() {
             self.former.push_back(former);
@@ -348,4 +352,12 @@ impl Life {
         self.stream = stream;
         true
     }
+}
+
+/// Whether one life of an agent began before another. Agents name their lives by UUIDs of version 7, which begin
+/// with the time; other names are not compared. A node whose clock was set back is let in when the lease of its former
+/// life is over.
+fn is_earlier(life: &str, other: &str) -> bool {
+    let begun = |life: &str| uuid::Uuid::parse_str(life).ok().filter(|uuid| uuid.get_version_num() == 7);
+    matches!((begun(life), begun(other)), (Some(life), Some(other)) if life < other)
 }

@@ -48,6 +48,9 @@ impl Core {
             };
             let Some(task) = self.take_next(key, &needs, row) else { break };
             self.assign(key, task, index, Booking::Slot, fx);
+            if shape == Shape::plain(1) {
+                self.line_up(key, index, fx);
+            }
         }
         for (key, _) in passed {
             self.requeue_job(key);

@@ -37,6 +37,7 @@ impl World {
 
     /// The former life and all it had is gone.
     pub(super) fn new_life(&mut self, at: usize) {
+        self.trace(|| format!("agent {at} begins a new life"));
         let agent = &mut self.agents[at];
         agent.alive.clear();
         agent.ready.clear();
@@ -168,7 +169,9 @@ impl World {
                     ended: *ended,
                 });
                 let seen = seen.collect();
-                let (incarnation, stream) = (hello.incarnation.to_string(), hello.stream);
+                // As of version 7, so that they are in order.
+                let life = uuid::Uuid::from_u128((u128::from(hello.incarnation) << 80) | (7 << 76) | (2 << 62));
+                let (incarnation, stream) = (life.to_string(), hello.stream);
                 self.input(Input::Hello { conn, node: name(at), incarnation, stream, status: hello.status, seen });
             }
             Up::Lease(sequence) => self.input(Input::Lease { conn, sequence }),
@@ -195,8 +198,10 @@ impl World {
 
     /// One message of the service reaches an agent.
     pub(super) fn take_down(&mut self, at: usize) {
+        let message = self.agents[at].down.pop_front();
+        self.trace(|| format!("agent {at} <- {message:?}"));
         let agent = &mut self.agents[at];
-        match agent.down.pop_front() {
+        match message {
             None => {}
             Some(Down::Assign(..) | Down::Stop(..) | Down::Release(_)) if agent.leaving => {}
             Some(Down::Assign(key, job, done)) => {
@@ -260,6 +265,7 @@ impl World {
 
     pub(super) fn end(&mut self, at: usize, key: Key, cause: EndCause, code: i32) {
         let now = self.now().wall;
+        self.trace(|| format!("agent {at} ends {key:?}: {cause:?}"));
         let agent = &mut self.agents[at];
         if agent.results.iter().any(|result| result.0 == key) {
             return;

@@ -8,7 +8,7 @@
 //! scheduler hears of that late. After every step the rules are checked:
 //! no two processes of one task, no slot used twice, no result lost or applied
 //! twice, no task started before all it waits for were satisfied. A seed that fails prints itself; `KILN_SIM_SEED` replays it, and
-//! `KILN_SIM_SEEDS` sets how many are tried.
+//! `KILN_SIM_SEEDS` sets how many are tried, `KILN_SIM_TRACE` prints all that happens.
 //!
 //! - [`agents`]: agents and streams;
 //! - [`store`]: what is durable and what is heard late;
@@ -159,6 +159,8 @@ struct World {
     next_row: Row,
     family: family::Family,
     deleted: Vec<Row>,
+    /// Everything that happens is printed.
+    traced: bool,
 }
 
 const SLOTS: u16 = 4;
@@ -194,11 +196,18 @@ impl World {
             next_row: 1,
             family: family::Family::default(),
             deleted: Vec::new(),
+            traced: std::env::var_os("KILN_SIM_TRACE").is_some(),
         };
         for _ in 0..3 {
             world.create_job();
         }
         world
+    }
+
+    fn trace(&self, what: impl FnOnce() -> String) {
+        if self.traced {
+            eprintln!("{:>9.3} {}", self.mono.as_secs_f64(), what());
+        }
     }
 
     fn create_job(&mut self) {
@@ -233,11 +242,13 @@ impl World {
     fn input_with(&mut self, input: Input, acks: Acks, heard: Vec<Heard>) {
         let mut fx = Effects::default();
         let now = self.now();
+        self.trace(|| format!("core <- {input:?}"));
         self.core.step(input, now, &mut fx);
         self.tell_family(&mut fx);
         self.core.place(&mut fx);
         self.core.check().unwrap();
         self.check_starts(&fx);
+        self.trace(|| format!("core -> {:?} {:?} closes {:?}", fx.tasks, fx.sends, fx.close));
         for (conn, sequence) in std::mem::take(&mut fx.grants) {
             self.mail(conn, Down::Grant(sequence));
         }

@@ -1,0 +1,129 @@
+//! Accounts and containers.
+
+use kiln_auth::SecretKey;
+use kiln_etag::Conditions;
+use kiln_store::sql::{Connection, OptionalExtension, params};
+
+use super::rows::{self, Outcome, Sql};
+use crate::domain::StorageError;
+use crate::domain::condition;
+use crate::domain::model::{Account, Container};
+use crate::store::{ContainerChange, Once, Stamp};
+
+pub fn put_account(c: &Connection, account: &Account) -> Outcome<()> {
+    c.prepare_cached(
+        "INSERT INTO accounts (key, name, key1, key2) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (key) DO UPDATE SET key1 = excluded.key1, key2 = excluded.key2",
+    )
+    .sql()?
+    .execute(params![
+        account.name.to_ascii_lowercase(),
+        account.name,
+        account.keys[0].to_base64(),
+        account.keys[1].to_base64()
+    ])
+    .sql()?;
+    Ok(())
+}
+
+pub fn account(c: &Connection, key: &str) -> Outcome<Option<Account>> {
+    let row: Option<(String, String, String)> = c
+        .prepare_cached("SELECT name, key1, key2 FROM accounts WHERE key = ?1")
+        .sql()?
+        .query_row([key], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .optional()
+        .sql()?;
+    row.map(|(name, key1, key2)| {
+        let key = |text: &str| SecretKey::from_base64(text).map_err(rows::damaged);
+        Ok(Account { name, keys: [key(&key1)?, key(&key2)?] })
+    })
+    .transpose()
+}
+
+pub fn only_account(c: &Connection) -> Outcome<Option<Account>> {
+    let keys: Vec<String> = c
+        .prepare_cached("SELECT key FROM accounts LIMIT 2")
+        .sql()?
+        .query_map([], |row| row.get(0))
+        .sql()?
+        .collect::<Result<_, _>>()
+        .sql()?;
+    match keys.as_slice() {
+        [only] => account(c, only),
+        _ => Ok(None),
+    }
+}
+
+pub fn create(c: &Connection, stamp: &Stamp, container: Container) -> Outcome<Once<Container>> {
+    rows::once(c, stamp, "CreateContainer", || {
+        if rows::find_container(c, &stamp.account, &container.name)?.is_some() {
+            return Err(StorageError::ContainerAlreadyExists);
+        }
+        let container = Container { etag: stamp.etag.clone(), last_modified: stamp.now, ..container };
+        c.prepare_cached(
+            "INSERT INTO containers (account, name, etag, modified, metadata, public_access, policies)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )
+        .sql()?
+        .execute(params![
+            stamp.account.to_ascii_lowercase(),
+            container.name,
+            container.etag,
+            container.last_modified.as_micros(),
+            rows::to_json(&container.metadata)?,
+            rows::public_access_number(container.public_access),
+            rows::to_json(&container.policies)?,
+        ])
+        .sql()?;
+        Ok(container)
+    })
+}
+
+pub fn change(
+    c: &Connection,
+    stamp: &Stamp,
+    name: &str,
+    conditions: &Conditions,
+    change: ContainerChange,
+) -> Outcome<Container> {
+    let (id, mut container) = rows::container(c, &stamp.account, name)?;
+    condition::check_write(conditions, Some(container.version()))?;
+    match change {
+        ContainerChange::Metadata(metadata) => container.metadata = metadata,
+        ContainerChange::Acl { public_access, policies } => {
+            container.public_access = public_access;
+            container.policies = policies;
+        }
+    }
+    container.etag.clone_from(&stamp.etag);
+    container.last_modified = stamp.now;
+    c.prepare_cached(
+        "UPDATE containers SET etag = ?2, modified = ?3, metadata = ?4, public_access = ?5, policies = ?6
+         WHERE id = ?1",
+    )
+    .sql()?
+    .execute(params![
+        id,
+        container.etag,
+        container.last_modified.as_micros(),
+        rows::to_json(&container.metadata)?,
+        rows::public_access_number(container.public_access),
+        rows::to_json(&container.policies)?,
+    ])
+    .sql()?;
+    Ok(container)
+}
+
+pub fn delete(c: &Connection, stamp: &Stamp, name: &str, conditions: &Conditions) -> Outcome<()> {
+    rows::once(c, stamp, "DeleteContainer", || {
+        let (id, container) = rows::container(c, &stamp.account, name)?;
+        condition::check_write(conditions, Some(container.version()))?;
+        c.prepare_cached("DELETE FROM containers WHERE id = ?1").sql()?.execute([id]).sql()?;
+        c.prepare_cached("INSERT INTO doomed (container, account, name) VALUES (?1, ?2, ?3)")
+            .sql()?
+            .execute(params![id, stamp.account, name])
+            .sql()?;
+        Ok(())
+    })?;
+    Ok(())
+}

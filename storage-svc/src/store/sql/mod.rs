@@ -1,0 +1,205 @@
+//! The catalogue in SQL, whichever database is behind it.
+//!
+//! [`SqlCatalogue`] opens the file and hands each call to a function of the
+//! same name: [`containers`], [`blobs`], [`blocks`], [`list`], [`upkeep`]; what
+//! they share (rows, garbage, events, request ids) is in [`rows`].
+
+mod blobs;
+mod blocks;
+mod containers;
+mod list;
+mod rows;
+mod upkeep;
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use kiln_etag::Conditions;
+use kiln_store::{Database, Durability, Migration, StoreConfig, StoreError};
+use kiln_time::Timestamp;
+
+use super::{
+    BlobChange, BlobEntry, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, Guard, NewBlob, NewBlock, Once,
+    Page, Stamp,
+};
+use crate::domain::StorageError;
+use crate::domain::model::{Account, Blob, Container, Content, ObjectKey};
+
+const SCHEMA: &str = include_str!("../schema.sql");
+const MIGRATIONS: &[Migration] = &[
+    Migration::new(1, kiln_store::outbox::SCHEMA),
+    Migration::new(2, kiln_store::requests::SCHEMA),
+    Migration::new(3, SCHEMA),
+];
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct SqlCatalogue {
+    database: Database,
+}
+
+impl SqlCatalogue {
+    /// Opens the database, making it if needed.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be used.
+    pub async fn open(config: impl Into<StoreConfig>) -> Result<Self, StoreError> {
+        Ok(Self { database: Database::open(config, Durability::PowerLoss, MIGRATIONS).await? })
+    }
+
+    /// For the outbox relay.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+}
+
+#[async_trait]
+impl Catalogue for SqlCatalogue {
+    async fn put_account(&self, account: Account) -> Result<(), StorageError> {
+        self.database.write(move |c| containers::put_account(c, &account)).await
+    }
+
+    async fn account(&self, name: &str) -> Result<Option<Account>, StorageError> {
+        let key = name.to_ascii_lowercase();
+        self.database.read(move |c| containers::account(c, &key)).await
+    }
+
+    async fn only_account(&self) -> Result<Option<Account>, StorageError> {
+        self.database.read(containers::only_account).await
+    }
+
+    async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError> {
+        self.database.write(move |c| containers::create(c, &stamp, container)).await
+    }
+
+    async fn container(&self, account: &str, name: &str) -> Result<Container, StorageError> {
+        let (account, name) = (account.to_owned(), name.to_owned());
+        self.database.read(move |c| Ok(rows::container(c, &account, &name)?.1)).await
+    }
+
+    async fn list_containers(
+        &self,
+        account: &str,
+        prefix: &str,
+        from: &str,
+        limit: usize,
+    ) -> Result<Page<Container>, StorageError> {
+        let (account, prefix, from) = (account.to_owned(), prefix.to_owned(), from.to_owned());
+        self.database.read(move |c| list::containers(c, &account, &prefix, &from, limit)).await
+    }
+
+    async fn change_container(
+        &self,
+        stamp: Stamp,
+        name: &str,
+        conditions: Conditions,
+        change: ContainerChange,
+    ) -> Result<Container, StorageError> {
+        let name = name.to_owned();
+        self.database.write(move |c| containers::change(c, &stamp, &name, &conditions, change)).await
+    }
+
+    async fn delete_container(&self, stamp: Stamp, name: &str, conditions: Conditions) -> Result<(), StorageError> {
+        let name = name.to_owned();
+        self.database.write(move |c| containers::delete(c, &stamp, &name, &conditions)).await
+    }
+
+    async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError> {
+        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
+        self.database
+            .read(move |c| {
+                let (id, _) = rows::container(c, &account, &container)?;
+                Ok(rows::blob(c, id, &container, &name)?.ok_or(StorageError::BlobNotFound)?.1)
+            })
+            .await
+    }
+
+    async fn blob_content(&self, account: &str, container: &str, name: &str) -> Result<(Blob, Content), StorageError> {
+        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
+        self.database.read(move |c| blobs::with_content(c, &account, &container, &name)).await
+    }
+
+    async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError> {
+        self.database.write(move |c| blobs::put(c, &stamp, blob, &guard)).await
+    }
+
+    async fn change_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        conditions: Conditions,
+        change: BlobChange,
+    ) -> Result<Blob, StorageError> {
+        let (container, name) = (container.to_owned(), name.to_owned());
+        self.database.write(move |c| blobs::change(c, &stamp, &container, &name, &conditions, change)).await
+    }
+
+    async fn delete_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        conditions: Conditions,
+    ) -> Result<(), StorageError> {
+        let (container, name) = (container.to_owned(), name.to_owned());
+        self.database.write(move |c| blobs::delete(c, &stamp, &container, &name, &conditions)).await
+    }
+
+    async fn list_blobs(
+        &self,
+        account: &str,
+        container: &str,
+        query: BlobQuery,
+    ) -> Result<Page<BlobEntry>, StorageError> {
+        let (account, container) = (account.to_owned(), container.to_owned());
+        self.database.read(move |c| list::blobs(c, &account, &container, &query)).await
+    }
+
+    async fn put_block(&self, stamp: Stamp, block: NewBlock, only_new: bool) -> Result<(), StorageError> {
+        self.database.write(move |c| blocks::put(c, &stamp, &block, only_new)).await
+    }
+
+    async fn put_block_list(&self, stamp: Stamp, list: BlockList, guard: Guard) -> Result<Blob, StorageError> {
+        self.database.write(move |c| blocks::commit(c, &stamp, list, &guard)).await
+    }
+
+    async fn blocks(&self, account: &str, container: &str, name: &str) -> Result<Blocks, StorageError> {
+        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
+        self.database.read(move |c| blocks::of_blob(c, &account, &container, &name)).await
+    }
+
+    async fn garbage(&self, before: Timestamp, limit: usize) -> Result<Vec<ObjectKey>, StorageError> {
+        self.database.read(move |c| upkeep::garbage(c, before, limit)).await
+    }
+
+    async fn forget_garbage(&self, objects: Vec<ObjectKey>) -> Result<(), StorageError> {
+        self.database.write(move |c| upkeep::forget(c, &objects)).await
+    }
+
+    async fn known(&self, objects: Vec<ObjectKey>) -> Result<HashSet<ObjectKey>, StorageError> {
+        self.database.read(move |c| upkeep::known(c, objects)).await
+    }
+
+    async fn tidy(&self, now: Timestamp) -> Result<bool, StorageError> {
+        self.database.write(move |c| upkeep::tidy(c, now)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn conforms() {
+        for place in kiln_store::testing::TestStore::each() {
+            let catalogue = SqlCatalogue::open(place.config()).await.unwrap();
+            crate::store::conformance::all(&catalogue).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn every_upgrade_leads_to_the_same_schema() {
+        kiln_store::testing::check_migrations(MIGRATIONS).await;
+    }
+}
