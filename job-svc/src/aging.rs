@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiln_time::Timestamp;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +37,10 @@ impl Aging {
     /// Works until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         loop {
+            // Read before looking: what grows too old meanwhile is looked for when that time has passed, not later.
+            let now = self.clock.now();
             let looked = tokio::select! {
-                looked = self.look() => looked,
+                looked = self.look(now) => looked,
                 () = shutdown.cancelled() => return,
             };
             match looked {
@@ -48,16 +51,16 @@ impl Aging {
                 }
             }
             tokio::select! {
-                () = self.clock.sleep_until(self.clock.now().plus(EVERY)) => {}
+                () = self.clock.sleep_until(now.plus(EVERY)) => {}
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    /// Ends all that are too old now; returns how many. What is just being
+    /// Ends all that are too old at `now`; returns how many. What is just being
     /// changed otherwise is left for the next time.
-    async fn look(&self) -> Result<usize, Error> {
-        let before = task::oldest(self.clock.now());
+    async fn look(&self, now: Timestamp) -> Result<usize, Error> {
+        let before = task::oldest(now);
         let (mut after, mut ended) = (0, 0);
         loop {
             let page = self.store.old_tasks(before, after, PAGE).await?;
