@@ -190,7 +190,8 @@ async fn odd_paths_name_what_they_say_and_nothing_else() {
         ("/acct/none/b", 404, "ContainerNotFound"),
         ("/acct/cont/none", 404, "BlobNotFound"),
         ("/acct/cont/b?comp=nonsense", 400, "InvalidQueryParameterValue"),
-        ("/acct/cont/b?comp=lease", 501, "NotImplemented"),
+        ("/acct/cont/b?comp=lease", 405, "UnsupportedHttpVerb"),
+        ("/acct/cont/b?comp=pagelist", 501, "NotImplemented"),
     ] {
         let got = s.raw("GET", target, &[], b"").await;
         let signed = if target.starts_with("/acct/") { s.signed("GET", target, &[], b"").await } else { got };
@@ -257,7 +258,8 @@ async fn metadata_properties_and_copies() {
         ("x-ms-blob-content-md5", "AAAA", "InvalidMd5"),
         ("content-md5", "AAAAAAAAAAAAAAAAAAAAAA==", "Md5Mismatch"),
         ("x-ms-content-crc64", "AAAAAAAAAAA=", "Crc64Mismatch"),
-        ("x-ms-lease-id", "x", "LeaseNotPresentWithBlobOperation"),
+        ("x-ms-lease-id", "00000000-0000-0000-0000-000000000001", "LeaseNotPresentWithBlobOperation"),
+        ("x-ms-lease-id", "x", "InvalidHeaderValue"),
         ("x-ms-version", "latest", "InvalidHeaderValue"),
     ] {
         let refused = s.signed("PUT", "/acct/cont/new", &[BLOCK, (name, value)], b"abc").await;

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::admin::no_account;
 use super::convert;
 use crate::domain::StorageError;
+use crate::domain::lease::Lease;
 use crate::domain::model::{BlobProperties, Container, DEFAULT_CONTENT_TYPE, MAX_PAGE};
 use crate::domain::names;
 use crate::domain::range::WantedRange;
@@ -73,6 +74,7 @@ impl StorageService for StorageApi {
             metadata: names::check_metadata(given.metadata).map_err(refused)?,
             public_access: convert::public_access(given.public_access)?,
             policies: Vec::new(),
+            lease: Lease::Available,
         };
         let stamp = self.storage.stamp(&account, &given.request_id);
         let made = self.storage.catalogue().create_container(stamp, container).await.map_err(refused)?;
@@ -111,8 +113,7 @@ impl StorageService for StorageApi {
         let account = account_of(&request)?;
         let given = request.into_inner();
         let stamp = self.storage.stamp(&account, &given.request_id);
-        let conditions = Conditions::default();
-        self.storage.catalogue().delete_container(stamp, &given.name, conditions).await.map_err(refused)?;
+        self.storage.catalogue().delete_container(stamp, &given.name, Guard::default()).await.map_err(refused)?;
         Ok(Response::new(proto::DeleteContainerResponse {}))
     }
 
@@ -159,9 +160,9 @@ impl StorageService for StorageApi {
         let account = account_of(&request)?;
         let given = request.into_inner();
         let stamp = self.storage.stamp(&account, &given.request_id);
-        let conditions = conditions(given.precondition.as_ref());
+        let guard = Guard::from(conditions(given.precondition.as_ref()));
         let catalogue = self.storage.catalogue();
-        catalogue.delete_blob(stamp, &given.container, &given.name, conditions).await.map_err(refused)?;
+        catalogue.delete_blob(stamp, &given.container, &given.name, guard).await.map_err(refused)?;
         Ok(Response::new(proto::DeleteBlobResponse {}))
     }
 
@@ -188,10 +189,7 @@ impl StorageService for StorageApi {
             properties: BlobProperties { content_type, ..BlobProperties::default() },
             metadata: names::check_metadata(header.metadata).map_err(refused)?,
             expected: Expected { length: None, md5, crc64: None },
-            guard: Guard {
-                conditions: if header.if_absent { Conditions::absent() } else { Conditions::default() },
-                only_new: false,
-            },
+            guard: Guard::from(if header.if_absent { Conditions::absent() } else { Conditions::default() }),
             request_id: header.request_id,
         };
         let body = stream::try_unfold(messages, |mut messages| async move {

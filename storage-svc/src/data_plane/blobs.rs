@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::BytesMut;
 use futures::TryStreamExt;
-use kiln_etag::Conditions;
+use kiln_time::Timestamp;
 
 use super::call::{host_label, place};
 use super::input::Input;
@@ -14,6 +14,7 @@ use super::{Answer, Job, headers};
 use crate::domain::StorageError;
 use crate::domain::access::{Allowed, Grant};
 use crate::domain::condition;
+use crate::domain::lease::Leased;
 use crate::domain::model::{Blob, INLINE_LIMIT, MAX_PUT_BLOB};
 use crate::domain::sas::Overrides;
 use crate::objects::Hasher;
@@ -29,16 +30,15 @@ impl Job<'_> {
     }
 
     pub(super) fn guard(&self) -> Result<Guard, StorageError> {
-        self.refuse_blob_lease()?;
         let conditions = headers::write_conditions(self.call)?;
-        Ok(Guard { conditions, only_new: self.allowed == Allowed::OnlyNew })
+        let lease = headers::lease_id(self.call)?;
+        Ok(Guard { conditions, only_new: self.allowed == Allowed::OnlyNew, lease })
     }
 
-    pub(super) fn refuse_blob_lease(&self) -> Result<(), StorageError> {
-        match self.call.header("x-ms-lease-id") {
-            Some(_) => Err(StorageError::LeaseNotPresentWithBlobOperation),
-            None => Ok(()),
-        }
+    /// Whether a read may name the lease that it names.
+    pub(super) fn check_lease_of_read(&self, blob: &Blob) -> Result<(), StorageError> {
+        let given = headers::lease_id(self.call)?;
+        blob.lease.check_read(Leased::Blob, given.as_deref(), Timestamp::now())
     }
 
     /// There are no snapshots and versions here.
@@ -105,6 +105,7 @@ impl Job<'_> {
         let range = headers::range(self.call);
         let (account, container, name) = self.name();
         let download = self.plane.storage.open(account, container, name, &conditions, range).await?;
+        self.check_lease_of_read(&download.blob)?;
         let (span, total) = (download.span, download.blob.length);
         let stored_md5 = download.blob.properties.content_md5;
         let mut reply = Reply::new(if range.is_some() { 206 } else { 200 }).blob(&download.blob, &self.overrides());
@@ -169,6 +170,7 @@ impl Job<'_> {
             Err(error) => Err(error),
             Ok(blob) => {
                 condition::check_read(&conditions, blob.version())?;
+                self.check_lease_of_read(&blob)?;
                 Ok(blob)
             }
         }
@@ -192,10 +194,10 @@ impl Job<'_> {
     }
 
     async fn change_blob(&self, change: BlobChange) -> Result<Blob, StorageError> {
-        let conditions = self.write_conditions()?;
+        let guard = self.guard()?;
         let (account, container, name) = self.name();
         let stamp = self.plane.storage.stamp(account, "");
-        self.plane.storage.catalogue().change_blob(stamp, container, name, conditions, change).await
+        self.plane.storage.catalogue().change_blob(stamp, container, name, guard, change).await
     }
 
     pub(super) async fn delete_blob(self) -> Answer {
@@ -205,16 +207,11 @@ impl Job<'_> {
             self.readable().await?;
             return Ok(Reply::new(202));
         }
-        let conditions = self.write_conditions()?;
+        let guard = self.guard()?;
         let (account, container, name) = self.name();
         let stamp = self.plane.storage.stamp(account, "");
-        self.plane.storage.catalogue().delete_blob(stamp, container, name, conditions).await?;
+        self.plane.storage.catalogue().delete_blob(stamp, container, name, guard).await?;
         Ok(Reply::new(202).header("x-ms-delete-type-permanent", "true"))
-    }
-
-    fn write_conditions(&self) -> Result<Conditions, StorageError> {
-        self.refuse_blob_lease()?;
-        headers::write_conditions(self.call)
     }
 
     pub(super) async fn copy_blob(self) -> Answer {

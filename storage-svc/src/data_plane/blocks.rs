@@ -11,14 +11,13 @@ use crate::domain::access::Allowed;
 use crate::domain::condition;
 use crate::objects::Hasher;
 use crate::service::PutBlock;
-use crate::store::BlockList;
+use crate::store::{BlockList, Guard};
 
 /// Bytes of a block list document: 50,000 ids of 88 characters with their tags.
 const MAX_BLOCK_LIST: usize = 8 * 1024 * 1024;
 
 impl Job<'_> {
     pub(super) async fn put_block(self, input: &mut Input) -> Answer {
-        self.refuse_blob_lease()?;
         let id = self.call.query.get("blockid").ok_or(StorageError::MissingRequiredQueryParameter("blockid"))?;
         let expected = headers::expected(self.call)?;
         let (account, container, blob) = self.name();
@@ -28,7 +27,11 @@ impl Job<'_> {
             blob: blob.to_owned(),
             id: id.to_owned(),
             expected,
-            only_new: self.allowed == Allowed::OnlyNew,
+            guard: Guard {
+                only_new: self.allowed == Allowed::OnlyNew,
+                lease: headers::lease_id(self.call)?,
+                ..Guard::default()
+            },
         };
         let checksums = self.plane.storage.put_block(put, input.body()).await?;
         let mut reply =
@@ -80,7 +83,12 @@ impl Job<'_> {
         };
         let conditions = headers::read_conditions(self.call)?;
         let (account, container, name) = self.name();
-        let blocks = self.plane.storage.catalogue().blocks(account, container, name).await?;
+        let blocks = match self.plane.storage.catalogue().blocks(account, container, name).await {
+            Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => {
+                return Err(StorageError::ConditionNotMet);
+            }
+            found => found?,
+        };
         let document = xml::block_list(
             committed.then_some(blocks.committed.as_slice()),
             uncommitted.then_some(blocks.uncommitted.as_slice()),
@@ -90,6 +98,7 @@ impl Job<'_> {
             None => Ok(reply.header("x-ms-blob-content-length", "0")),
             Some(blob) => {
                 condition::check_read(&conditions, blob.version())?;
+                self.check_lease_of_read(&blob)?;
                 Ok(reply
                     .version(&blob.etag, blob.last_modified)
                     .header("x-ms-blob-content-length", blob.length.to_string()))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::DataPlane;
+use super::{DataPlane, leases};
 use crate::domain::StorageError;
 use crate::domain::access::Operation;
 use crate::domain::model::Account;
@@ -243,10 +243,11 @@ fn operation(
             ("acl", &Method::PUT) => Some(O::SetContainerAcl),
             ("acl", _) if reading => Some(O::GetContainerAcl),
             ("list", &Method::GET) => Some(O::ListBlobs),
-            ("lease" | "undelete" | "rename" | "batch" | "blobs", _) => {
-                return Err(StorageError::NotImplemented("leases, undelete, rename and batches of containers"));
+            ("lease", &Method::PUT) => Some(leases::operation(headers, O::BreakContainerLease, O::LeaseContainer)),
+            ("undelete" | "rename" | "batch" | "blobs", _) => {
+                return Err(StorageError::NotImplemented("undelete, rename and batches of containers"));
             }
-            ("" | "metadata" | "acl" | "list", _) => None,
+            ("" | "metadata" | "acl" | "list" | "lease", _) => None,
             _ => return unknown_comp(),
         }
     } else {
@@ -265,12 +266,12 @@ fn operation(
             ("metadata", &Method::PUT) => Some(O::SetBlobMetadata),
             ("metadata", _) if reading => Some(O::GetBlobMetadata),
             ("properties", &Method::PUT) => Some(O::SetBlobProperties),
+            ("lease", &Method::PUT) => Some(leases::operation(headers, O::BreakBlobLease, O::LeaseBlob)),
             (
                 "appendblock"
                 | "page"
                 | "pagelist"
                 | "snapshot"
-                | "lease"
                 | "tier"
                 | "tags"
                 | "copy"
@@ -283,7 +284,7 @@ fn operation(
                 | "legalhold",
                 _,
             ) => return Err(StorageError::NotImplemented("this part of the blob service")),
-            ("" | "block" | "blocklist" | "metadata" | "properties", _) => None,
+            ("" | "block" | "blocklist" | "metadata" | "properties" | "lease", _) => None,
             _ => return unknown_comp(),
         }
     };

@@ -1,14 +1,17 @@
 //! Containers, and lists.
 
 use kiln_grpc::page;
+use kiln_time::Timestamp;
 
+use super::headers::ContainerDates;
 use super::input::Input;
 use super::reply::Reply;
 use super::xml::{self, ListRequest};
 use super::{Answer, Job, headers};
 use crate::domain::StorageError;
+use crate::domain::lease::{Lease, Leased};
 use crate::domain::model::{Container, MAX_PAGE};
-use crate::store::{BlobQuery, ContainerChange};
+use crate::store::{BlobQuery, ContainerChange, Guard};
 
 /// Bytes of an ACL document at most.
 const MAX_ACL: usize = 64 * 1024;
@@ -35,21 +38,28 @@ impl Job<'_> {
         &self.call.account.name
     }
 
-    fn refuse_lease(&self) -> Result<(), StorageError> {
-        match self.call.header("x-ms-lease-id") {
-            Some(_) => Err(StorageError::LeaseNotPresentWithContainerOperation),
-            None => Ok(()),
-        }
+    fn guard_container(&self, dates: ContainerDates) -> Result<Guard, StorageError> {
+        let conditions = headers::container_conditions(self.call, dates)?;
+        Ok(Guard { lease: headers::lease_id(self.call)?, ..Guard::from(conditions) })
+    }
+
+    /// The container, if the lease that the call names is its own.
+    async fn readable_container(&self) -> Result<Container, StorageError> {
+        let given = headers::lease_id(self.call)?;
+        let found = self.plane.storage.catalogue().container(self.account(), &self.call.container).await?;
+        found.lease.check_read(Leased::Container, given.as_deref(), Timestamp::now())?;
+        Ok(found)
     }
 
     pub(super) async fn create_container(self) -> Answer {
         let container = Container {
             name: self.call.container.clone(),
             etag: String::new(),
-            last_modified: kiln_time::Timestamp::default(),
+            last_modified: Timestamp::default(),
             metadata: headers::metadata(self.call)?.unwrap_or_default(),
             public_access: headers::public_access(self.call)?,
             policies: Vec::new(),
+            lease: Lease::Available,
         };
         let stamp = self.plane.storage.stamp(self.account(), "");
         let made = self.plane.storage.catalogue().create_container(stamp, container).await?.answer;
@@ -57,43 +67,40 @@ impl Job<'_> {
     }
 
     pub(super) async fn get_container(self) -> Answer {
-        let found = self.plane.storage.catalogue().container(self.account(), &self.call.container).await?;
+        let found = self.readable_container().await?;
         Ok(Reply::new(200).container(&found))
     }
 
     pub(super) async fn set_container_metadata(self) -> Answer {
-        self.refuse_lease()?;
         let metadata = headers::metadata(self.call)?.unwrap_or_default();
-        self.change(ContainerChange::Metadata(metadata)).await
+        self.change(ContainerDates::Modified, ContainerChange::Metadata(metadata)).await
     }
 
     pub(super) async fn get_acl(self) -> Answer {
-        let found = self.plane.storage.catalogue().container(self.account(), &self.call.container).await?;
+        let found = self.readable_container().await?;
         Ok(Reply::xml(200, xml::acl(&found.policies))
             .version(&found.etag, found.last_modified)
             .public_access(found.public_access))
     }
 
     pub(super) async fn set_acl(self, input: &mut Input) -> Answer {
-        self.refuse_lease()?;
         let public_access = headers::public_access(self.call)?;
         let policies = xml::parse_acl(&input.document(MAX_ACL).await?)?;
-        self.change(ContainerChange::Acl { public_access, policies }).await
+        self.change(ContainerDates::Both, ContainerChange::Acl { public_access, policies }).await
     }
 
-    async fn change(self, change: ContainerChange) -> Answer {
-        let conditions = headers::write_conditions(self.call)?;
+    async fn change(self, dates: ContainerDates, change: ContainerChange) -> Answer {
+        let guard = self.guard_container(dates)?;
         let stamp = self.plane.storage.stamp(self.account(), "");
         let catalogue = self.plane.storage.catalogue();
-        let changed = catalogue.change_container(stamp, &self.call.container, conditions, change).await?;
+        let changed = catalogue.change_container(stamp, &self.call.container, guard, change).await?;
         Ok(Reply::new(200).version(&changed.etag, changed.last_modified))
     }
 
     pub(super) async fn delete_container(self) -> Answer {
-        self.refuse_lease()?;
-        let conditions = headers::write_conditions(self.call)?;
+        let guard = self.guard_container(ContainerDates::Both)?;
         let stamp = self.plane.storage.stamp(self.account(), "");
-        self.plane.storage.catalogue().delete_container(stamp, &self.call.container, conditions).await?;
+        self.plane.storage.catalogue().delete_container(stamp, &self.call.container, guard).await?;
         Ok(Reply::new(202))
     }
 

@@ -27,6 +27,48 @@ pub fn write_conditions(call: &Call) -> Result<Conditions, StorageError> {
     Ok(conditions)
 }
 
+/// Which dates an operation on a container takes as conditions; it takes no ETags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerDates {
+    /// If-Modified-Since.
+    Modified,
+    /// The other one, too.
+    Both,
+}
+
+/// Conditions of a write to a container. One that the operation does not have is refused: who gives it
+/// would otherwise believe that it was kept.
+pub fn container_conditions(call: &Call, dates: ContainerDates) -> Result<Conditions, StorageError> {
+    let conditions = write_conditions(call)?;
+    let refused = match &conditions {
+        Conditions { if_match: Some(_), .. } => Some("If-Match"),
+        Conditions { if_none_match: Some(_), .. } => Some("If-None-Match"),
+        Conditions { if_unmodified_since: Some(_), .. } if dates == ContainerDates::Modified => {
+            Some("If-Unmodified-Since")
+        }
+        _ => None,
+    };
+    refused.map_or(Ok(conditions), |name| Err(StorageError::UnsupportedHeader(name)))
+}
+
+/// Names a lease.
+pub const LEASE_ID: &str = "x-ms-lease-id";
+
+/// The lease that the caller says it has.
+pub fn lease_id(call: &Call) -> Result<Option<String>, StorageError> {
+    guid(call, LEASE_ID)
+}
+
+/// A GUID, in one form whichever it was written in.
+pub fn guid(call: &Call, name: &'static str) -> Result<Option<String>, StorageError> {
+    let parse = |text: &str| {
+        uuid::Uuid::parse_str(text.trim())
+            .map(|id| id.hyphenated().to_string())
+            .map_err(|_| StorageError::InvalidHeaderValue { name, value: text.to_owned() })
+    };
+    call.header(name).map(parse).transpose()
+}
+
 /// Conditions on the source of a copy.
 pub fn source_conditions(call: &Call) -> Result<Conditions, StorageError> {
     conditions(
@@ -41,6 +83,12 @@ pub fn source_conditions(call: &Call) -> Result<Conditions, StorageError> {
 }
 
 fn conditions(call: &Call, names: [&'static str; 4]) -> Result<Conditions, StorageError> {
+    // There are no tags, so nothing could be said about them.
+    for name in ["x-ms-if-tags", "x-ms-source-if-tags"] {
+        if call.headers.contains_key(name) {
+            return Err(StorageError::UnsupportedHeader(name));
+        }
+    }
     let date = |name: &'static str| {
         call.header(name)
             .map(|text| {

@@ -1,7 +1,7 @@
 //! The HTTP front in the Azure Blob dialect.
 //!
 //! A request is understood ([`call`]), authorised ([`auth`]), and answered by
-//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`]. Bodies
+//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`], [`leases`]. Bodies
 //! stream in ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
 //! wire forms.
 
@@ -12,6 +12,7 @@ pub mod call;
 mod containers;
 mod headers;
 mod input;
+mod leases;
 mod reply;
 mod xml;
 
@@ -162,6 +163,7 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         Operation::GetContainerAcl => job.get_acl().await,
         Operation::SetContainerAcl => job.set_acl(input).await,
         Operation::DeleteContainer => job.delete_container().await,
+        Operation::LeaseContainer | Operation::BreakContainerLease => job.lease_container().await,
         Operation::ListBlobs => job.list_blobs().await,
         Operation::PutBlob => job.put_blob(input).await,
         Operation::CopyBlob => job.copy_blob().await,
@@ -174,5 +176,6 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         Operation::SetBlobMetadata => job.set_blob_metadata().await,
         Operation::SetBlobProperties => job.set_blob_properties().await,
         Operation::DeleteBlob => job.delete_blob().await,
+        Operation::LeaseBlob | Operation::BreakBlobLease => job.lease_blob().await,
     }
 }

@@ -10,6 +10,7 @@ use kiln_time::Timestamp;
 
 use super::xml;
 use crate::domain::StorageError;
+use crate::domain::lease::Lease;
 use crate::domain::model::{Blob, Container, PublicAccess};
 use crate::domain::names::Metadata;
 use crate::domain::sas::Overrides;
@@ -77,10 +78,18 @@ impl Reply {
         self.version(&container.etag, container.last_modified)
             .metadata(&container.metadata)
             .public_access(container.public_access)
-            .header("x-ms-lease-status", "unlocked")
-            .header("x-ms-lease-state", "available")
+            .lease(&container.lease)
             .header("x-ms-has-immutability-policy", "false")
             .header("x-ms-has-legal-hold", "false")
+    }
+
+    /// What a lease is now.
+    #[must_use]
+    pub fn lease(self, lease: &Lease) -> Self {
+        let lease = lease.at(Timestamp::now());
+        self.header("x-ms-lease-status", lease.status())
+            .header("x-ms-lease-state", lease.state())
+            .header_if("x-ms-lease-duration", lease.duration())
     }
 
     /// Nothing if it is private.
@@ -105,8 +114,7 @@ impl Reply {
             .header("accept-ranges", "bytes")
             .header("x-ms-blob-type", "BlockBlob")
             .header("x-ms-creation-time", blob.created.to_http_date())
-            .header("x-ms-lease-status", "unlocked")
-            .header("x-ms-lease-state", "available")
+            .lease(&blob.lease)
             .header("x-ms-server-encrypted", "false");
         match &blob.copy {
             None => reply,

@@ -4,10 +4,12 @@ use std::fmt::Write;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use kiln_time::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use crate::domain::StorageError;
+use crate::domain::lease::Lease;
 use crate::domain::model::{
     Blob, BlockInfo, BlockSource, Container, MAX_BLOCKS, MAX_POLICIES, PublicAccess, StoredPolicy,
 };
@@ -118,6 +120,14 @@ pub struct ListRequest {
 }
 
 impl Document {
+    /// What a lease is now.
+    fn lease(&mut self, lease: &Lease) {
+        let lease = lease.at(Timestamp::now());
+        self.element("LeaseStatus", lease.status());
+        self.element("LeaseState", lease.state());
+        self.element_if("LeaseDuration", lease.duration());
+    }
+
     fn list_head(&mut self, endpoint: &str, container: Option<&str>, request: &ListRequest) {
         self.raw("<EnumerationResults");
         self.attribute("ServiceEndpoint", endpoint);
@@ -145,7 +155,7 @@ pub fn containers(endpoint: &str, request: &ListRequest, page: &Page<Container>,
         document.raw("<Properties>");
         document.element("Last-Modified", &container.last_modified.to_http_date());
         document.element("Etag", &format!("\"{}\"", container.etag));
-        document.raw("<LeaseStatus>unlocked</LeaseStatus><LeaseState>available</LeaseState>");
+        document.lease(&container.lease);
         document.element_if("PublicAccess", public_access(container.public_access));
         document.raw("<HasImmutabilityPolicy>false</HasImmutabilityPolicy><HasLegalHold>false</HasLegalHold>");
         document.raw("</Properties>");
@@ -198,7 +208,7 @@ fn listed_blob(document: &mut Document, blob: &Blob, request: &ListRequest) {
     document.element("Content-Disposition", &p.content_disposition);
     document.raw("<BlobType>BlockBlob</BlobType><AccessTier>Hot</AccessTier>");
     document.raw("<AccessTierInferred>true</AccessTierInferred>");
-    document.raw("<LeaseStatus>unlocked</LeaseStatus><LeaseState>available</LeaseState>");
+    document.lease(&blob.lease);
     if let Some(copy) = blob.copy.as_ref().filter(|_| request.copy) {
         document.element("CopyId", &copy.id);
         document.element("CopyStatus", "success");

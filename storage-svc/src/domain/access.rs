@@ -22,6 +22,8 @@ pub enum Operation {
     GetContainerAcl,
     SetContainerAcl,
     DeleteContainer,
+    LeaseContainer,
+    BreakContainerLease,
     ListBlobs,
     PutBlob,
     CopyBlob,
@@ -34,6 +36,8 @@ pub enum Operation {
     SetBlobMetadata,
     SetBlobProperties,
     DeleteBlob,
+    LeaseBlob,
+    BreakBlobLease,
 }
 
 /// What kind of thing an operation is about, in the letters of `srt`.
@@ -82,6 +86,8 @@ impl Operation {
             O::GetContainerAcl => "GetContainerAcl",
             O::SetContainerAcl => "SetContainerAcl",
             O::DeleteContainer => "DeleteContainer",
+            O::LeaseContainer => "LeaseContainer",
+            O::BreakContainerLease => "BreakContainerLease",
             O::ListBlobs => "ListBlobs",
             O::PutBlob => "PutBlob",
             O::CopyBlob => "CopyBlob",
@@ -94,6 +100,8 @@ impl Operation {
             O::SetBlobMetadata => "SetBlobMetadata",
             O::SetBlobProperties => "SetBlobProperties",
             O::DeleteBlob => "DeleteBlob",
+            O::LeaseBlob => "LeaseBlob",
+            O::BreakBlobLease => "BreakBlobLease",
         }
     }
 
@@ -110,6 +118,8 @@ impl Operation {
             | O::GetContainerAcl
             | O::SetContainerAcl
             | O::DeleteContainer
+            | O::LeaseContainer
+            | O::BreakContainerLease
             | O::ListBlobs => Resource::Container,
             O::PutBlob
             | O::CopyBlob
@@ -121,7 +131,9 @@ impl Operation {
             | O::GetBlobMetadata
             | O::SetBlobMetadata
             | O::SetBlobProperties
-            | O::DeleteBlob => Resource::Object,
+            | O::DeleteBlob
+            | O::LeaseBlob
+            | O::BreakBlobLease => Resource::Object,
         }
     }
 
@@ -135,7 +147,8 @@ impl Operation {
             O::GetAccountInformation => "racwdxyltfmei",
             O::CreateContainer => "cw",
             O::GetContainerProperties | O::GetContainerMetadata => "r",
-            O::SetContainerMetadata => "w",
+            O::SetContainerMetadata | O::LeaseContainer | O::LeaseBlob => "w",
+            O::BreakContainerLease | O::BreakBlobLease => "wd",
             O::GetContainerAcl | O::SetContainerAcl => "",
             O::DeleteContainer | O::DeleteBlob => "d",
             O::PutBlob | O::CopyBlob | O::PutBlock | O::PutBlockList => "w",
@@ -243,6 +256,13 @@ mod tests {
             ("w", O::GetBlob, no, no),
             ("d", O::DeleteBlob, "yes", "yes"),
             ("rw", O::DeleteBlob, no, no),
+            ("w", O::LeaseBlob, "yes", "yes"),
+            ("rcd", O::LeaseBlob, no, no),
+            ("w", O::BreakBlobLease, "yes", "yes"),
+            ("d", O::BreakBlobLease, "yes", "yes"),
+            ("rc", O::BreakBlobLease, no, no),
+            ("racwdl", O::LeaseContainer, "AuthorizationFailure", "AuthorizationFailure"),
+            ("racwdl", O::BreakContainerLease, "AuthorizationFailure", "AuthorizationFailure"),
             ("l", O::ListBlobs, "AuthorizationFailure", "yes"),
             ("r", O::ListBlobs, "AuthorizationFailure", no),
             ("racwdl", O::CreateContainer, "AuthorizationFailure", "AuthorizationFailure"),
@@ -262,6 +282,10 @@ mod tests {
             ("b", "sco", "rwl", O::ListContainers, "yes"),
             ("b", "sco", "c", O::CreateContainer, "yes"),
             ("b", "o", "c", O::PutBlob, "new"),
+            ("b", "c", "w", O::LeaseContainer, "yes"),
+            ("b", "c", "d", O::LeaseContainer, "AuthorizationPermissionMismatch"),
+            ("b", "c", "d", O::BreakContainerLease, "yes"),
+            ("b", "c", "w", O::LeaseBlob, "AuthorizationResourceTypeMismatch"),
             ("b", "c", "w", O::PutBlob, "AuthorizationResourceTypeMismatch"),
             ("q", "sco", "rwl", O::GetBlob, "AuthorizationServiceMismatch"),
             ("b", "sco", "w", O::GetBlob, "AuthorizationPermissionMismatch"),

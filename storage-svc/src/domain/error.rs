@@ -116,6 +116,26 @@ pub enum StorageError {
     LeaseNotPresentWithBlobOperation,
     #[error("There is currently no lease on the container.")]
     LeaseNotPresentWithContainerOperation,
+    #[error("There is currently a lease on the resource and no lease id was specified in the request.")]
+    LeaseIdMissing,
+    #[error("The lease id specified did not match the lease id for the blob.")]
+    LeaseIdMismatchWithBlobOperation,
+    #[error("The lease id specified did not match the lease id for the container.")]
+    LeaseIdMismatchWithContainerOperation,
+    #[error("A lease id was specified, but the lease has expired or was broken.")]
+    LeaseLost,
+    #[error("There is already a lease present.")]
+    LeaseAlreadyPresent,
+    #[error("The lease id specified did not match the lease id for the resource, or there is no lease.")]
+    LeaseIdMismatchWithLeaseOperation,
+    #[error("There is currently no lease on the resource.")]
+    LeaseNotPresentWithLeaseOperation,
+    #[error("The lease is being broken and cannot be acquired until it is broken.")]
+    LeaseIsBreakingAndCannotBeAcquired,
+    #[error("The lease is being broken and its id cannot be changed.")]
+    LeaseIsBreakingAndCannotBeChanged,
+    #[error("The lease has been broken and cannot be renewed.")]
+    LeaseIsBrokenAndCannotBeRenewed,
     #[error("The account is not valid: {0}")]
     InvalidAccount(String),
     #[error("The server is busy; nothing was changed, please try again.")]
@@ -186,6 +206,18 @@ impl StorageError {
             E::LeaseNotPresentWithContainerOperation => {
                 ("LeaseNotPresentWithContainerOperation", 412, K::ConditionNotMet)
             }
+            E::LeaseIdMissing => ("LeaseIdMissing", 412, K::ConditionNotMet),
+            E::LeaseIdMismatchWithBlobOperation => ("LeaseIdMismatchWithBlobOperation", 412, K::ConditionNotMet),
+            E::LeaseIdMismatchWithContainerOperation => {
+                ("LeaseIdMismatchWithContainerOperation", 412, K::ConditionNotMet)
+            }
+            E::LeaseLost => ("LeaseLost", 412, K::ConditionNotMet),
+            E::LeaseAlreadyPresent => ("LeaseAlreadyPresent", 409, K::FailedPrecondition),
+            E::LeaseIdMismatchWithLeaseOperation => ("LeaseIdMismatchWithLeaseOperation", 409, K::FailedPrecondition),
+            E::LeaseNotPresentWithLeaseOperation => ("LeaseNotPresentWithLeaseOperation", 409, K::FailedPrecondition),
+            E::LeaseIsBreakingAndCannotBeAcquired => ("LeaseIsBreakingAndCannotBeAcquired", 409, K::FailedPrecondition),
+            E::LeaseIsBreakingAndCannotBeChanged => ("LeaseIsBreakingAndCannotBeChanged", 409, K::FailedPrecondition),
+            E::LeaseIsBrokenAndCannotBeRenewed => ("LeaseIsBrokenAndCannotBeRenewed", 409, K::FailedPrecondition),
             E::InvalidAccount(_) => ("InvalidInput", 400, K::InvalidArgument),
             E::ServerBusy => ("ServerBusy", 503, K::Unavailable),
             E::InternalError => ("InternalError", 500, K::Internal),

@@ -2,7 +2,7 @@
 //!
 //! - [`names`]: what containers, blobs, blocks and metadata may be called;
 //! - [`model`]: accounts, containers, blobs and what their bytes are made of;
-//! - [`condition`]: If-Match and its relatives; [`range`]: byte ranges;
+//! - [`condition`]: If-Match and its relatives; [`lease`]: who alone may write; [`range`]: byte ranges;
 //! - [`shared_key`], [`sas`]: signatures; [`access`]: who may do what;
 //! - [`query`]: query strings as Azure reads them;
 //! - [`error`]: everything that can be wrong with a request.
@@ -11,6 +11,7 @@ pub mod access;
 pub mod condition;
 pub mod crc64;
 pub mod error;
+pub mod lease;
 pub mod model;
 pub mod names;
 pub mod query;

@@ -8,6 +8,7 @@ use kiln_etag::Version;
 use kiln_time::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::lease::Lease;
 use super::names::Metadata;
 
 /// Blobs up to this size live in the catalogue, so that one group commit makes
@@ -77,6 +78,9 @@ pub struct Container {
     pub public_access: PublicAccess,
     /// At most [`MAX_POLICIES`].
     pub policies: Vec<StoredPolicy>,
+    /// Who alone may delete it.
+    #[serde(default)]
+    pub lease: Lease,
 }
 
 /// Headers that are stored with a blob; empty texts mean absent.
@@ -131,6 +135,9 @@ pub struct Blob {
     pub metadata: Metadata,
     /// If it is a copy.
     pub copy: Option<CopySource>,
+    /// Who alone may write it.
+    #[serde(default)]
+    pub lease: Lease,
 }
 
 impl Blob {

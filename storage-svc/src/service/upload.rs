@@ -4,10 +4,12 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, TryStreamExt};
+use kiln_time::Timestamp;
 
 use super::{Storage, io_error};
 use crate::domain::StorageError;
 use crate::domain::condition;
+use crate::domain::lease::{Lease, Leased};
 use crate::domain::model::{Blob, BlobProperties, Content, Extent, INLINE_LIMIT, MAX_BLOCK, MAX_PUT_BLOB};
 use crate::domain::names::{self, Metadata};
 use crate::objects::{Checksums, Hasher, ObjectWriter, Written};
@@ -61,8 +63,8 @@ pub struct PutBlock {
     pub id: String,
     /// Checked against the bytes.
     pub expected: Expected,
-    /// The blob must not exist yet.
-    pub only_new: bool,
+    /// When it may be written; conditions do not count.
+    pub guard: Guard,
 }
 
 /// The outcome of Put Blob.
@@ -140,17 +142,18 @@ impl Storage {
     pub async fn put_block(&self, put: PutBlock, body: Body<'_>) -> Result<Checksums, StorageError> {
         names::check_blob(&put.blob)?;
         names::check_block_id(&put.id)?;
-        self.catalogue().container(&put.account, &put.container).await?;
+        let found = self.current(&put.account, &put.container, &put.blob).await?;
+        lease_of(found.as_ref()).check_write(Leased::Blob, put.guard.lease.as_deref(), Timestamp::now())?;
         // Blocks are never small ones: a list refers to them without copying.
         let Received::Large(written) = self.receive(body, put.expected, MAX_BLOCK, 0).await? else {
             return Err(StorageError::InternalError);
         };
         let checksums = written.checksums;
-        let PutBlock { account, container, blob, id, only_new, .. } = put;
+        let PutBlock { account, container, blob, id, guard, .. } = put;
         let block = NewBlock { container, blob, id, object: written.key.clone(), length: written.length };
         let storage = self.clone();
         detached(async move {
-            let outcome = storage.catalogue().put_block(storage.stamp(&account, ""), block, only_new).await;
+            let outcome = storage.catalogue().put_block(storage.stamp(&account, ""), block, guard).await;
             let named = outcome.as_ref().map_or_else(may_be_committed, |()| true);
             settle(Some(written), named);
             outcome
@@ -176,15 +179,21 @@ impl Storage {
         name: &str,
         guard: &Guard,
     ) -> Result<(), StorageError> {
-        let found = match self.catalogue().blob(account, container, name).await {
-            Ok(blob) => Some(blob),
-            Err(StorageError::BlobNotFound) => None,
-            Err(error) => return Err(error),
-        };
+        let found = self.current(account, container, name).await?;
         condition::check_create(&guard.conditions, found.as_ref().map(Blob::version))?;
+        lease_of(found.as_ref()).check_write(Leased::Blob, guard.lease.as_deref(), Timestamp::now())?;
         match found {
             Some(_) if guard.only_new => Err(StorageError::AuthorizationPermissionMismatch),
             _ => Ok(()),
+        }
+    }
+
+    /// The blob, if there is one in this container, which must exist.
+    async fn current(&self, account: &str, container: &str, name: &str) -> Result<Option<Blob>, StorageError> {
+        match self.catalogue().blob(account, container, name).await {
+            Ok(blob) => Ok(Some(blob)),
+            Err(StorageError::BlobNotFound) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
@@ -247,6 +256,10 @@ impl Storage {
         }
         Ok(received)
     }
+}
+
+fn lease_of(blob: Option<&Blob>) -> &Lease {
+    blob.map_or(&Lease::Available, |blob| &blob.lease)
 }
 
 /// Whether the row may exist in spite of the error. Only the store itself can

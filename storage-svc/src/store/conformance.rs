@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "lease_conformance.rs"]
+mod leases;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -11,6 +14,7 @@ use kiln_etag::EtagSet;
 use kiln_time::Timestamp;
 
 use super::*;
+use crate::domain::lease::Lease;
 use crate::domain::model::{BLOCK_LIFE, Extent};
 
 const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
@@ -25,6 +29,7 @@ pub async fn all(catalogue: &dyn Catalogue) {
     blocks(catalogue).await;
     garbage(catalogue).await;
     tidying(catalogue).await;
+    leases::all(catalogue).await;
 }
 
 fn stamp(account: &str, etag: &str) -> Stamp {
@@ -45,6 +50,7 @@ fn container(name: &str) -> Container {
         metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
         public_access: PublicAccess::Blob,
         policies: vec![StoredPolicy { id: "p".into(), ..StoredPolicy::default() }],
+        lease: Lease::Available,
     }
 }
 
@@ -92,20 +98,20 @@ async fn containers(c: &dyn Catalogue) {
     assert_eq!(code(c.create_container(stamp("cs", "e2"), container("cont")).await), "ContainerAlreadyExists");
     assert_eq!(code(c.container("other", "cont").await), "ContainerNotFound");
 
-    let wrong = Conditions { if_match: Some(EtagSet::parse("e9")), ..Conditions::default() };
+    let wrong = Guard::from(Conditions { if_match: Some(EtagSet::parse("e9")), ..Conditions::default() });
     let change = || ContainerChange::Acl { public_access: PublicAccess::Private, policies: Vec::new() };
     let refused = c.change_container(stamp("cs", "e2"), "cont", wrong.clone(), change()).await;
     assert_eq!(code(refused), "ConditionNotMet");
-    let changed = c.change_container(stamp("cs", "e2"), "cont", Conditions::default(), change()).await.unwrap();
+    let changed = c.change_container(stamp("cs", "e2"), "cont", Guard::default(), change()).await.unwrap();
     assert_eq!((changed.etag.as_str(), changed.public_access), ("e2", PublicAccess::Private));
     assert_eq!(changed.metadata, made.metadata);
     assert_eq!(c.container("cs", "cont").await.unwrap(), changed);
 
     c.put_blob(stamp("cs", "b1"), small("b", b"x"), Guard::default()).await.unwrap();
     assert_eq!(code(c.delete_container(stamp("cs", ""), "cont", wrong).await), "ConditionNotMet");
-    c.delete_container(stamp("cs", ""), "cont", Conditions::default()).await.unwrap();
+    c.delete_container(stamp("cs", ""), "cont", Guard::default()).await.unwrap();
     assert_eq!(code(c.container("cs", "cont").await), "ContainerNotFound");
-    assert_eq!(code(c.delete_container(stamp("cs", ""), "cont", Conditions::default()).await), "ContainerNotFound");
+    assert_eq!(code(c.delete_container(stamp("cs", ""), "cont", Guard::default()).await), "ContainerNotFound");
     // A new container of the name is empty at once.
     with_container(c, "cs").await;
     assert_eq!(code(c.blob("cs", "cont", "b").await), "BlobNotFound");
@@ -132,9 +138,9 @@ async fn blobs(c: &dyn Catalogue) {
     let (blob, content) = c.blob_content("bs", "cont", "b").await.unwrap();
     assert_eq!((blob, content), (first.answer.clone(), Content::Inline(Bytes::from_static(b"hello"))));
 
-    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    let absent = Guard::from(Conditions::absent());
     assert_eq!(code(c.put_blob(stamp("bs", "e"), small("b", b""), absent).await), "BlobAlreadyExists");
-    let only_new = Guard { conditions: Conditions::default(), only_new: true };
+    let only_new = Guard { only_new: true, ..Guard::default() };
     let refused = c.put_blob(stamp("bs", "e"), small("b", b""), only_new.clone()).await;
     assert_eq!(code(refused), "AuthorizationPermissionMismatch");
     assert_eq!(code(c.put_blob(stamp("bs", "e"), small("n", b""), only_new).await), "ok");
@@ -145,20 +151,20 @@ async fn blobs(c: &dyn Catalogue) {
     assert_ne!(new.last_modified, NOW);
 
     let metadata = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
-    let stale = Conditions { if_match: Some(EtagSet::parse("e1")), ..Conditions::default() };
+    let stale = Guard::from(Conditions { if_match: Some(EtagSet::parse("e1")), ..Conditions::default() });
     let change = || BlobChange::Metadata(metadata.clone());
     assert_eq!(code(c.change_blob(stamp("bs", "e3"), "cont", "b", stale.clone(), change()).await), "ConditionNotMet");
-    let changed = c.change_blob(stamp("bs", "e3"), "cont", "b", Conditions::default(), change()).await.unwrap();
+    let changed = c.change_blob(stamp("bs", "e3"), "cont", "b", Guard::default(), change()).await.unwrap();
     assert_eq!((changed.etag.as_str(), &changed.metadata), ("e3", &metadata));
     let properties = BlobProperties { content_md5: Some([7; 16]), ..BlobProperties::default() };
     let change = BlobChange::Properties(properties.clone());
-    c.change_blob(stamp("bs", "e4"), "cont", "b", Conditions::default(), change).await.unwrap();
+    c.change_blob(stamp("bs", "e4"), "cont", "b", Guard::default(), change).await.unwrap();
     let (blob, content) = c.blob_content("bs", "cont", "b").await.unwrap();
     assert_eq!((blob.etag.as_str(), blob.properties, content.length()), ("e4", properties, 100));
 
     assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", stale.clone()).await), "ConditionNotMet");
-    c.delete_blob(stamp("bs", ""), "cont", "b", Conditions::default()).await.unwrap();
-    assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", Conditions::default()).await), "BlobNotFound");
+    c.delete_blob(stamp("bs", ""), "cont", "b", Guard::default()).await.unwrap();
+    assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", Guard::default()).await), "BlobNotFound");
     assert_eq!(code(c.delete_blob(stamp("bs", ""), "cont", "b", stale).await), "ConditionNotMet");
 }
 
@@ -168,7 +174,7 @@ async fn requests(c: &dyn Catalogue) {
     let again = c.create_container(asked("e2", "r1"), container("cont")).await.unwrap();
     assert_eq!((again.repeated, again.answer), (true, first.answer));
 
-    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    let absent = Guard::from(Conditions::absent());
     let first = c.put_blob(asked("e3", "r2"), large("b", "rq-1"), absent.clone()).await.unwrap();
     let again = c.put_blob(asked("e4", "r2"), large("b", "rq-2"), absent.clone()).await.unwrap();
     assert_eq!((again.repeated, again.answer), (true, first.answer));
@@ -177,10 +183,10 @@ async fn requests(c: &dyn Catalogue) {
     assert_eq!(known, HashSet::from([ObjectKey("rq-1".into())]));
 
     for _ in 0..2 {
-        c.delete_blob(asked("", "r4"), "cont", "b", Conditions::default()).await.unwrap();
+        c.delete_blob(asked("", "r4"), "cont", "b", Guard::default()).await.unwrap();
     }
     for _ in 0..2 {
-        c.delete_container(asked("", "r5"), "cont", Conditions::default()).await.unwrap();
+        c.delete_container(asked("", "r5"), "cont", Guard::default()).await.unwrap();
     }
 }
 
@@ -265,7 +271,8 @@ async fn objects_of(c: &dyn Catalogue, account: &str, name: &str) -> Vec<String>
 async fn blocks(c: &dyn Catalogue) {
     use BlockSource::{Committed, Latest, Uncommitted};
     with_container(c, "bl").await;
-    let put = |id: &'static str, object: &'static str| c.put_block(stamp("bl", ""), block("b", id, object), false);
+    let put =
+        |id: &'static str, object: &'static str| c.put_block(stamp("bl", ""), block("b", id, object), Guard::default());
     put("AAAA", "k1").await.unwrap();
     put("BBBB", "k2").await.unwrap();
     assert_eq!(code(put("AA==", "k3").await), "InvalidBlobOrBlock");
@@ -288,12 +295,14 @@ async fn blocks(c: &dyn Catalogue) {
     let both = list("b", &[(Committed, "AAAA"), (Latest, "AAAA")]);
     c.put_block_list(stamp("bl", "e2"), both, Guard::default()).await.unwrap();
     assert_eq!(objects_of(c, "bl", "b").await, ["k1", "k5"]);
-    let absent = Guard { conditions: Conditions::absent(), only_new: false };
+    let absent = Guard::from(Conditions::absent());
     assert_eq!(code(c.put_block_list(stamp("bl", "e3"), list("b", &[]), absent).await), "BlobAlreadyExists");
     let empty = c.put_block_list(stamp("bl", "e3"), list("b", &[]), Guard::default()).await.unwrap();
     assert_eq!(empty.length, 0);
     assert_eq!(
-        code(c.put_block(stamp("bl", ""), block("b", "AAAA", "k6"), true).await),
+        code(
+            c.put_block(stamp("bl", ""), block("b", "AAAA", "k6"), Guard { only_new: true, ..Guard::default() }).await
+        ),
         "AuthorizationPermissionMismatch"
     );
     // Put Blob drops what was staged.
@@ -316,7 +325,7 @@ async fn garbage(c: &dyn Catalogue) {
     assert!(lost(c, "g").await.is_empty());
     c.put_blob(stamp("gb", "e"), large("b", "g2"), Guard::default()).await.unwrap();
     assert_eq!(lost(c, "g").await, HashSet::from(["g1".to_owned()]));
-    c.delete_blob(stamp("gb", ""), "cont", "b", Conditions::default()).await.unwrap();
+    c.delete_blob(stamp("gb", ""), "cont", "b", Guard::default()).await.unwrap();
     let keys = ["g1", "g2", "g3"].map(|key| ObjectKey(key.into()));
     assert_eq!(c.known(keys.to_vec()).await.unwrap(), keys[..2].iter().cloned().collect());
     assert!(c.garbage(NOW, 100).await.unwrap().iter().all(|key| key.0 != "g1"), "young garbage stays");
@@ -327,10 +336,10 @@ async fn garbage(c: &dyn Catalogue) {
 
 async fn tidying(c: &dyn Catalogue) {
     with_container(c, "td").await;
-    c.put_block(stamp("td", ""), block("old", "AAAA", "t1"), false).await.unwrap();
+    c.put_block(stamp("td", ""), block("old", "AAAA", "t1"), Guard::default()).await.unwrap();
     let later = NOW.plus(BLOCK_LIFE / 2);
-    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("young", "AAAA", "t2"), false).await.unwrap();
-    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("old", "BBBB", "t3"), false).await.unwrap();
+    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("young", "AAAA", "t2"), Guard::default()).await.unwrap();
+    c.put_block(Stamp { now: later, ..stamp("td", "") }, block("old", "BBBB", "t3"), Guard::default()).await.unwrap();
     while c.tidy(NOW.plus(BLOCK_LIFE)).await.unwrap() {}
     assert!(lost(c, "t").await.is_empty(), "the last block counts");
     while c.tidy(later.plus(BLOCK_LIFE * 2)).await.unwrap() {}
@@ -339,8 +348,8 @@ async fn tidying(c: &dyn Catalogue) {
     for n in 0..1200 {
         c.put_blob(stamp("td", "e"), large(&format!("b{n}"), &format!("u{n}")), Guard::default()).await.unwrap();
     }
-    c.put_block(stamp("td", ""), block("staged", "AAAA", "u-block"), false).await.unwrap();
-    c.delete_container(stamp("td", ""), "cont", Conditions::default()).await.unwrap();
+    c.put_block(stamp("td", ""), block("staged", "AAAA", "u-block"), Guard::default()).await.unwrap();
+    c.delete_container(stamp("td", ""), "cont", Guard::default()).await.unwrap();
     while c.tidy(NOW).await.unwrap() {}
     assert_eq!(lost(c, "u").await.len(), 1201);
 }

@@ -23,6 +23,7 @@ use kiln_etag::Conditions;
 use kiln_time::Timestamp;
 
 use crate::domain::StorageError;
+use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{
     Account, Blob, BlobProperties, BlockInfo, BlockSource, Container, Content, CopySource, ObjectKey, PublicAccess,
     StoredPolicy,
@@ -53,6 +54,14 @@ pub struct Guard {
     pub conditions: Conditions,
     /// The caller may make this blob but not replace it.
     pub only_new: bool,
+    /// Id of the lease that the caller says it has.
+    pub lease: Option<String>,
+}
+
+impl From<Conditions> for Guard {
+    fn from(conditions: Conditions) -> Self {
+        Self { conditions, ..Self::default() }
+    }
 }
 
 /// An answer, and whether it was given before.
@@ -203,11 +212,19 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         &self,
         stamp: Stamp,
         name: &str,
-        conditions: Conditions,
+        guard: Guard,
         change: ContainerChange,
     ) -> Result<Container, StorageError>;
     /// Removes a container; its blobs follow in [`Catalogue::tidy`], unseen.
-    async fn delete_container(&self, stamp: Stamp, name: &str, conditions: Conditions) -> Result<(), StorageError>;
+    async fn delete_container(&self, stamp: Stamp, name: &str, guard: Guard) -> Result<(), StorageError>;
+    /// Does a lease operation on a container, and gives it as it is then.
+    async fn lease_container(
+        &self,
+        stamp: Stamp,
+        name: &str,
+        conditions: Conditions,
+        action: LeaseAction,
+    ) -> Result<(Container, LeaseAnswer), StorageError>;
 
     /// A blob without its bytes.
     async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError>;
@@ -221,17 +238,20 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         stamp: Stamp,
         container: &str,
         name: &str,
-        conditions: Conditions,
+        guard: Guard,
         change: BlobChange,
     ) -> Result<Blob, StorageError>;
     /// Removes a blob and its uncommitted blocks.
-    async fn delete_blob(
+    async fn delete_blob(&self, stamp: Stamp, container: &str, name: &str, guard: Guard) -> Result<(), StorageError>;
+    /// Does a lease operation on a blob, and gives it as it is then.
+    async fn lease_blob(
         &self,
         stamp: Stamp,
         container: &str,
         name: &str,
         conditions: Conditions,
-    ) -> Result<(), StorageError>;
+        action: LeaseAction,
+    ) -> Result<(Blob, LeaseAnswer), StorageError>;
     /// Blobs of a container.
     async fn list_blobs(
         &self,
@@ -240,8 +260,8 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         query: BlobQuery,
     ) -> Result<Page<BlobEntry>, StorageError>;
 
-    /// Adds an uncommitted block, or replaces the one of this id.
-    async fn put_block(&self, stamp: Stamp, block: NewBlock, only_new: bool) -> Result<(), StorageError>;
+    /// Adds an uncommitted block, or replaces the one of this id. Conditions of the guard do not count.
+    async fn put_block(&self, stamp: Stamp, block: NewBlock, guard: Guard) -> Result<(), StorageError>;
     /// Makes or replaces a blob out of blocks; all others are dropped.
     async fn put_block_list(&self, stamp: Stamp, list: BlockList, guard: Guard) -> Result<Blob, StorageError>;
     /// The blocks of a blob.

@@ -4,18 +4,21 @@ use std::collections::{HashMap, HashSet};
 
 use kiln_store::sql::{Connection, OptionalExtension, params};
 
-use super::blobs::{CREATED, check_guard};
+use super::blobs::{CREATED, check_guard, check_lease};
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
 use crate::domain::model::{Blob, BlockInfo, BlockSource, Content, Extent, MAX_BLOCKS, MAX_UNCOMMITTED, ObjectKey};
 use crate::domain::names;
 use crate::store::{BlockList, Blocks, Guard, NewBlock, Stamp};
 
-pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, only_new: bool) -> Outcome<()> {
+pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, guard: &Guard) -> Outcome<()> {
     let (container_id, _) = rows::container(c, &stamp.account, &block.container)?;
-    if only_new && rows::blob(c, container_id, &block.container, &block.blob)?.is_some() {
+    let current = rows::blob(c, container_id, &block.container, &block.blob)?.map(|(_, blob)| blob);
+    if guard.only_new && current.is_some() {
         return Err(StorageError::AuthorizationPermissionMismatch);
     }
+    // The blob itself does not change: a lease that is over stays what it is.
+    check_lease(guard, current.as_ref(), stamp)?;
     let id_length = rows::integer(names::check_block_id(&block.id)? as u64);
     let key = params![container_id, block.blob];
     let staged: Option<(i64, i64)> = c
@@ -67,7 +70,7 @@ pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> 
     }
     let (container_id, _) = rows::container(c, &stamp.account, &list.container)?;
     let current = rows::blob(c, container_id, &list.container, &list.name)?;
-    check_guard(guard, current.as_ref().map(|(_, blob)| blob))?;
+    let lease = check_guard(guard, current.as_ref().map(|(_, blob)| blob), stamp)?;
     let committed = match &current {
         Some((id, _)) => rows::extents(c, *id)?,
         None => Vec::new(),
@@ -92,6 +95,7 @@ pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> 
         properties: list.properties,
         metadata: list.metadata,
         copy: None,
+        lease,
     };
     rows::insert_blob(c, container_id, &blob, &content)?;
     rows::announce(c, stamp, CREATED, &blob)?;

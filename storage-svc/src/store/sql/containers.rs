@@ -1,14 +1,14 @@
 //! Accounts and containers.
 
 use kiln_auth::SecretKey;
-use kiln_etag::Conditions;
 use kiln_store::sql::{Connection, OptionalExtension, params};
 
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
 use crate::domain::condition;
+use crate::domain::lease::Leased;
 use crate::domain::model::{Account, Container};
-use crate::store::{ContainerChange, Once, Stamp};
+use crate::store::{ContainerChange, Guard, Once, Stamp};
 
 pub fn put_account(c: &Connection, account: &Account) -> Outcome<()> {
     c.prepare_cached(
@@ -79,15 +79,12 @@ pub fn create(c: &Connection, stamp: &Stamp, container: Container) -> Outcome<On
     })
 }
 
-pub fn change(
-    c: &Connection,
-    stamp: &Stamp,
-    name: &str,
-    conditions: &Conditions,
-    change: ContainerChange,
-) -> Outcome<Container> {
+pub fn change(c: &Connection, stamp: &Stamp, name: &str, guard: &Guard, change: ContainerChange) -> Outcome<Container> {
     let (id, mut container) = rows::container(c, &stamp.account, name)?;
-    condition::check_write(conditions, Some(container.version()))?;
+    condition::check_write(&guard.conditions, Some(container.version()))?;
+    // A lease keeps a container from being deleted, not from being changed.
+    container.lease.check_read(Leased::Container, guard.lease.as_deref(), stamp.now)?;
+    container.lease = container.lease.after_write(stamp.now);
     match change {
         ContainerChange::Metadata(metadata) => container.metadata = metadata,
         ContainerChange::Acl { public_access, policies } => {
@@ -98,7 +95,7 @@ pub fn change(
     container.etag.clone_from(&stamp.etag);
     container.last_modified = stamp.now;
     c.prepare_cached(
-        "UPDATE containers SET etag = ?2, modified = ?3, metadata = ?4, public_access = ?5, policies = ?6
+        "UPDATE containers SET etag = ?2, modified = ?3, metadata = ?4, public_access = ?5, policies = ?6, lease = ?7
          WHERE id = ?1",
     )
     .sql()?
@@ -109,15 +106,17 @@ pub fn change(
         rows::to_json(&container.metadata)?,
         rows::public_access_number(container.public_access),
         rows::to_json(&container.policies)?,
+        rows::lease_text(&container.lease)?,
     ])
     .sql()?;
     Ok(container)
 }
 
-pub fn delete(c: &Connection, stamp: &Stamp, name: &str, conditions: &Conditions) -> Outcome<()> {
+pub fn delete(c: &Connection, stamp: &Stamp, name: &str, guard: &Guard) -> Outcome<()> {
     rows::once(c, stamp, "DeleteContainer", || {
         let (id, container) = rows::container(c, &stamp.account, name)?;
-        condition::check_write(conditions, Some(container.version()))?;
+        condition::check_write(&guard.conditions, Some(container.version()))?;
+        container.lease.check_write(Leased::Container, guard.lease.as_deref(), stamp.now)?;
         c.prepare_cached("DELETE FROM containers WHERE id = ?1").sql()?.execute([id]).sql()?;
         c.prepare_cached("INSERT INTO doomed (container, account, name) VALUES (?1, ?2, ?3)")
             .sql()?

@@ -1,12 +1,13 @@
 //! The catalogue in SQL, whichever database is behind it.
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
-//! same name: [`containers`], [`blobs`], [`blocks`], [`list`], [`upkeep`]; what
-//! they share (rows, garbage, events, request ids) is in [`rows`].
+//! same name: [`containers`], [`blobs`], [`blocks`], [`leases`], [`list`],
+//! [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
 
 mod blobs;
 mod blocks;
 mod containers;
+mod leases;
 mod list;
 mod rows;
 mod upkeep;
@@ -23,13 +24,16 @@ use super::{
     Page, Stamp,
 };
 use crate::domain::StorageError;
+use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{Account, Blob, Container, Content, ObjectKey};
 
 const SCHEMA: &str = include_str!("../schema.sql");
+const LEASES: &str = include_str!("../leases.sql");
 const MIGRATIONS: &[Migration] = &[
     Migration::new(1, kiln_store::outbox::SCHEMA),
     Migration::new(2, kiln_store::requests::SCHEMA),
     Migration::new(3, SCHEMA),
+    Migration::new(4, LEASES),
 ];
 
 /// See the module.
@@ -92,16 +96,27 @@ impl Catalogue for SqlCatalogue {
         &self,
         stamp: Stamp,
         name: &str,
-        conditions: Conditions,
+        guard: Guard,
         change: ContainerChange,
     ) -> Result<Container, StorageError> {
         let name = name.to_owned();
-        self.database.write(move |c| containers::change(c, &stamp, &name, &conditions, change)).await
+        self.database.write(move |c| containers::change(c, &stamp, &name, &guard, change)).await
     }
 
-    async fn delete_container(&self, stamp: Stamp, name: &str, conditions: Conditions) -> Result<(), StorageError> {
+    async fn delete_container(&self, stamp: Stamp, name: &str, guard: Guard) -> Result<(), StorageError> {
         let name = name.to_owned();
-        self.database.write(move |c| containers::delete(c, &stamp, &name, &conditions)).await
+        self.database.write(move |c| containers::delete(c, &stamp, &name, &guard)).await
+    }
+
+    async fn lease_container(
+        &self,
+        stamp: Stamp,
+        name: &str,
+        conditions: Conditions,
+        action: LeaseAction,
+    ) -> Result<(Container, LeaseAnswer), StorageError> {
+        let name = name.to_owned();
+        self.database.write(move |c| leases::of_container(c, &stamp, &name, &conditions, &action)).await
     }
 
     async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError> {
@@ -128,22 +143,28 @@ impl Catalogue for SqlCatalogue {
         stamp: Stamp,
         container: &str,
         name: &str,
-        conditions: Conditions,
+        guard: Guard,
         change: BlobChange,
     ) -> Result<Blob, StorageError> {
         let (container, name) = (container.to_owned(), name.to_owned());
-        self.database.write(move |c| blobs::change(c, &stamp, &container, &name, &conditions, change)).await
+        self.database.write(move |c| blobs::change(c, &stamp, &container, &name, &guard, change)).await
     }
 
-    async fn delete_blob(
+    async fn delete_blob(&self, stamp: Stamp, container: &str, name: &str, guard: Guard) -> Result<(), StorageError> {
+        let (container, name) = (container.to_owned(), name.to_owned());
+        self.database.write(move |c| blobs::delete(c, &stamp, &container, &name, &guard)).await
+    }
+
+    async fn lease_blob(
         &self,
         stamp: Stamp,
         container: &str,
         name: &str,
         conditions: Conditions,
-    ) -> Result<(), StorageError> {
+        action: LeaseAction,
+    ) -> Result<(Blob, LeaseAnswer), StorageError> {
         let (container, name) = (container.to_owned(), name.to_owned());
-        self.database.write(move |c| blobs::delete(c, &stamp, &container, &name, &conditions)).await
+        self.database.write(move |c| leases::of_blob(c, &stamp, &container, &name, &conditions, &action)).await
     }
 
     async fn list_blobs(
@@ -156,8 +177,8 @@ impl Catalogue for SqlCatalogue {
         self.database.read(move |c| list::blobs(c, &account, &container, &query)).await
     }
 
-    async fn put_block(&self, stamp: Stamp, block: NewBlock, only_new: bool) -> Result<(), StorageError> {
-        self.database.write(move |c| blocks::put(c, &stamp, &block, only_new)).await
+    async fn put_block(&self, stamp: Stamp, block: NewBlock, guard: Guard) -> Result<(), StorageError> {
+        self.database.write(move |c| blocks::put(c, &stamp, &block, &guard)).await
     }
 
     async fn put_block_list(&self, stamp: Stamp, list: BlockList, guard: Guard) -> Result<Blob, StorageError> {

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::domain::StorageError;
+use crate::domain::lease::Lease;
 use crate::domain::model::{Blob, Container, Content, Extent, ObjectKey, PublicAccess};
 use crate::store::{Once, Stamp};
 
@@ -48,14 +49,14 @@ pub fn length(value: i64) -> u64 {
 
 // --- containers
 
-pub const CONTAINER_COLUMNS: &str = "id, name, etag, modified, metadata, public_access, policies";
+pub const CONTAINER_COLUMNS: &str = "id, name, etag, modified, metadata, public_access, policies, lease";
 
 /// A row as SQLite gives it, before its JSON is read.
-pub struct RawContainer(i64, String, String, i64, String, i64, String);
+pub struct RawContainer(i64, String, String, i64, String, i64, String, Option<String>);
 
 impl RawContainer {
     pub fn read(row: Row<'_>) -> Result<Self, sql::Error> {
-        Ok(Self(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?))
+        Ok(Self(row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?, row.get(7)?))
     }
 
     pub fn into_container(self) -> Outcome<(i64, Container)> {
@@ -72,6 +73,7 @@ impl RawContainer {
             metadata: from_json(&self.4)?,
             public_access,
             policies: from_json(&self.6)?,
+            lease: lease(self.7.as_deref())?,
         };
         Ok((self.0, container))
     }
@@ -99,12 +101,24 @@ pub fn container(c: &Connection, account: &str, name: &str) -> Outcome<(i64, Con
     find_container(c, account, name)?.ok_or(StorageError::ContainerNotFound)
 }
 
+/// A lease as it is stored.
+pub fn lease_text(lease: &Lease) -> Outcome<Option<String>> {
+    match lease {
+        Lease::Available => Ok(None),
+        other => to_json(other).map(Some),
+    }
+}
+
+fn lease(text: Option<&str>) -> Outcome<Lease> {
+    text.map_or(Ok(Lease::Available), from_json)
+}
+
 // --- blobs
 
-pub const BLOB_COLUMNS: &str = "id, name, etag, created, modified, length, properties, metadata, copy";
+pub const BLOB_COLUMNS: &str = "id, name, etag, created, modified, length, properties, metadata, copy, lease";
 
 /// A row as SQLite gives it, before its JSON is read.
-pub struct RawBlob(i64, String, String, i64, i64, i64, String, String, Option<String>);
+pub struct RawBlob(i64, String, String, i64, i64, i64, String, String, Option<String>, Option<String>);
 
 impl RawBlob {
     pub fn read(row: Row<'_>) -> Result<Self, sql::Error> {
@@ -118,6 +132,7 @@ impl RawBlob {
             row.get(6)?,
             row.get(7)?,
             row.get(8)?,
+            row.get(9)?,
         ))
     }
 
@@ -136,6 +151,7 @@ impl RawBlob {
             properties: from_json(&self.6)?,
             metadata: from_json(&self.7)?,
             copy: self.8.as_deref().map(from_json).transpose()?,
+            lease: lease(self.9.as_deref())?,
         };
         Ok((self.0, blob))
     }
@@ -179,8 +195,8 @@ pub fn extents(c: &Connection, blob: i64) -> Outcome<Vec<Extent>> {
 pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Content) -> Outcome<()> {
     let id: i64 = c
         .prepare_cached(
-            "INSERT INTO blobs (container, name, etag, created, modified, length, properties, metadata, copy)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) RETURNING id",
+            "INSERT INTO blobs (container, name, etag, created, modified, length, properties, metadata, copy, lease)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING id",
         )
         .sql()?
         .query_row(
@@ -194,6 +210,7 @@ pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Con
                 to_json(&blob.properties)?,
                 to_json(&blob.metadata)?,
                 blob.copy.as_ref().map(to_json).transpose()?,
+                lease_text(&blob.lease)?,
             ],
             |row| row.get(0),
         )

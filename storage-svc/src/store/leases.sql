@@ -1,0 +1,3 @@
+-- Leases, as JSON; absent: never leased, or given back.
+ALTER TABLE containers ADD COLUMN lease TEXT;
+ALTER TABLE blobs ADD COLUMN lease TEXT;
