@@ -10,6 +10,9 @@ const A: &str = "11111111-1111-4111-8111-1111111111aa";
 const B: &str = "22222222-2222-4222-8222-222222222222";
 const BLOCK: (&str, &str) = ("x-ms-blob-type", "BlockBlob");
 
+/// Method, target, headers, body.
+type Write<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8]);
+
 async fn service() -> (tempfile::TempDir, Service) {
     let dir = tempfile::tempdir().unwrap();
     let service = Service::start(dir.path()).await;
@@ -94,7 +97,7 @@ async fn only_the_holder_writes() {
     assert_eq!(s.signed("PUT", "/acct/cont/b?comp=lease", &acquire, b"").await.status, 201);
     let source = format!("http://{}/acct/cont/b", s.blob);
     let list: &[u8] = b"<BlockList><Latest>QUFB</Latest></BlockList>";
-    let writes: [(&str, &str, &[(&str, &str)], &[u8]); 7] = [
+    let writes: [Write<'_>; 7] = [
         ("PUT", "/acct/cont/b", &[BLOCK], b"x"),
         ("PUT", "/acct/cont/b?comp=block&blockid=QUFB", &[], b"x"),
         ("PUT", "/acct/cont/b?comp=blocklist", &[], list),
