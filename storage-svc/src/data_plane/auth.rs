@@ -37,7 +37,10 @@ impl DataPlane {
         match grant.check(call.operation, public) {
             Ok(allowed) => Ok((grant, allowed)),
             Err(StorageError::NoAuthenticationInformation)
-                if call.header("x-ms-version").is_none_or(|version| version < ASKS_FOR_CREDENTIALS_SINCE) =>
+                if call
+                    .header("x-ms-version")
+                    .or(call.default_version.as_deref())
+                    .is_none_or(|version| version < ASKS_FOR_CREDENTIALS_SINCE) =>
             {
                 Err(StorageError::ResourceNotFound)
             }

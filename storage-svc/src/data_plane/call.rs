@@ -45,6 +45,8 @@ pub struct Call {
     pub peer: IpAddr,
     /// Base URL of the account as the client sees it.
     pub endpoint: String,
+    /// What the account says about requests that name no version.
+    pub default_version: Option<String>,
 }
 
 impl Call {
@@ -55,7 +57,11 @@ impl Call {
 
     /// The version the request asks for, or the newest.
     pub fn version(&self) -> &str {
-        self.header("x-ms-version").or_else(|| self.query.get("sv")).filter(|v| is_version(v)).unwrap_or(NEWEST_VERSION)
+        self.header("x-ms-version")
+            .or_else(|| self.query.get("sv"))
+            .or(self.default_version.as_deref())
+            .filter(|v| is_version(v))
+            .unwrap_or(NEWEST_VERSION)
     }
 }
 
@@ -173,7 +179,13 @@ impl DataPlane {
         }
         let Place { container, blob, .. } = place;
         let path = uri.path().to_owned();
-        Ok(Call { method, account, container, blob, operation, path, query, headers, peer, endpoint })
+        let names_version = headers.contains_key("x-ms-version") || query.get("sv").is_some();
+        let default_version = if names_version || operation == Operation::Preflight {
+            None
+        } else {
+            self.storage.catalogue().service_properties(&account.name).await?.default_version
+        };
+        Ok(Call { method, account, container, blob, operation, path, query, headers, peer, endpoint, default_version })
     }
 }
 
@@ -210,6 +222,9 @@ fn operation(
         let value = query.get("comp").unwrap_or_default().to_owned();
         Err(StorageError::InvalidQueryParameterValue { name: "comp", value })
     };
+    if method == Method::OPTIONS {
+        return Ok(O::Preflight);
+    }
     if restype == "account" {
         return if reading { Ok(O::GetAccountInformation) } else { Err(StorageError::UnsupportedHttpVerb) };
     }

@@ -1,7 +1,7 @@
 //! The HTTP front in the Azure Blob dialect.
 //!
 //! A request is understood ([`call`]), authorised ([`auth`]), and answered by
-//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`], [`leases`]. Bodies
+//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`], [`leases`], [`service`]. Bodies
 //! stream in ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
 //! wire forms.
 
@@ -14,6 +14,7 @@ mod headers;
 mod input;
 mod leases;
 mod reply;
+mod service;
 mod xml;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +24,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::{ConnectInfo, Extension, Request, State};
 use axum::response::Response;
-use http::Method;
+use http::{HeaderMap, Method};
 use kiln_auth::SecretKey;
 use kiln_telemetry::propagation;
 use kiln_time::Timestamp;
@@ -119,12 +120,18 @@ async fn answer(
     let mut input = Input::new(body, plane.config.idle_timeout);
     let mut operation = "Unknown";
     let mut version = NEWEST_VERSION.to_owned();
+    let mut for_scripts = HeaderMap::new();
     let understood = plane.understand(parts.method, &parts.uri, parts.headers, peer).await;
     let outcome = match understood {
         Ok(call) => {
             operation = call.operation.name();
             call.version().clone_into(&mut version);
             span.record("account", call.account.name.as_str()).record("container", call.container.as_str());
+            match plane.cors_headers(&call).await {
+                Ok(headers) => for_scripts = headers,
+                // The request itself may still be answered; a browser keeps the answer from the script.
+                Err(error) => tracing::warn!(%error, "rules for other origins could not be read"),
+            }
             authorised(plane, &call, &mut input).await
         }
         Err(error) => Err(error),
@@ -141,18 +148,23 @@ async fn answer(
     };
     let status = response.status().as_u16();
     span.record("http.status", status);
+    response.headers_mut().extend(for_scripts);
     reply::add_common(response.headers_mut(), request_id, &version, client_request_id);
     plane.storage.metrics().request(operation, status, started.elapsed());
     response
 }
 
 async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer {
+    if call.operation == Operation::Preflight {
+        return plane.preflight(call).await;
+    }
     let (grant, allowed) = plane.authorize(call).await?;
     let job = Job { plane, call, grant, allowed };
     match call.operation {
         Operation::ListContainers => job.list_containers().await,
-        Operation::GetServiceProperties => Ok(Reply::xml(200, xml::service_properties())),
-        Operation::SetServiceProperties => Err(StorageError::NotImplemented("Set Blob Service Properties")),
+        Operation::Preflight => plane.preflight(call).await,
+        Operation::GetServiceProperties => job.get_service_properties().await,
+        Operation::SetServiceProperties => job.set_service_properties(input).await,
         Operation::GetAccountInformation => Ok(Reply::new(200)
             .header("x-ms-sku-name", "Standard_LRS")
             .header("x-ms-account-kind", "StorageV2")

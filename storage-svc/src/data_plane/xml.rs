@@ -20,19 +20,24 @@ const HEADER: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>";
 
 /// A document in the making.
 #[derive(Debug)]
-struct Document(String);
+pub struct Document(String);
 
 impl Document {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(HEADER.to_owned())
     }
 
-    fn raw(&mut self, markup: &str) {
+    pub fn raw(&mut self, markup: &str) {
         self.0.push_str(markup);
     }
 
+    /// The whole.
+    pub fn finish(self) -> String {
+        self.0
+    }
+
     /// `<name>text</name>`
-    fn element(&mut self, name: &str, text: &str) {
+    pub fn element(&mut self, name: &str, text: &str) {
         self.0.push('<');
         self.0.push_str(name);
         if text.is_empty() {
@@ -44,7 +49,7 @@ impl Document {
         let _ = write!(self.0, "</{name}>");
     }
 
-    fn element_if(&mut self, name: &str, text: &str) {
+    pub fn element_if(&mut self, name: &str, text: &str) {
         if !text.is_empty() {
             self.element(name, text);
         }
@@ -261,18 +266,6 @@ pub fn acl(policies: &[StoredPolicy]) -> String {
     document.0
 }
 
-/// Answer of Get Blob Service Properties: nothing is switched on.
-pub fn service_properties() -> String {
-    const OFF: &str = "<Enabled>false</Enabled><RetentionPolicy><Enabled>false</Enabled></RetentionPolicy>";
-    format!(
-        "{HEADER}<StorageServiceProperties><Logging><Version>1.0</Version><Delete>false</Delete><Read>false</Read>\
-         <Write>false</Write><RetentionPolicy><Enabled>false</Enabled></RetentionPolicy></Logging>\
-         <HourMetrics><Version>1.0</Version>{OFF}</HourMetrics><MinuteMetrics><Version>1.0</Version>{OFF}\
-         </MinuteMetrics><Cors /><DeleteRetentionPolicy><Enabled>false</Enabled></DeleteRetentionPolicy>\
-         <StaticWebsite><Enabled>false</Enabled></StaticWebsite></StorageServiceProperties>"
-    )
-}
-
 /// `container`, `blob`, or nothing.
 pub fn public_access(access: PublicAccess) -> &'static str {
     match access {
@@ -361,7 +354,8 @@ pub fn parse_acl(body: &[u8]) -> Result<Vec<StoredPolicy>, StorageError> {
     Ok(policies)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(body: &[u8], root: &str) -> Result<T, StorageError> {
+/// A document that begins with `root`.
+pub fn parse<T: serde::de::DeserializeOwned>(body: &[u8], root: &str) -> Result<T, StorageError> {
     let invalid = |why: String| StorageError::InvalidXmlDocument(why);
     let text = std::str::from_utf8(body).map_err(|_| invalid("it is not UTF-8".to_owned()))?;
     let text = text.trim_start_matches('\u{feff}');

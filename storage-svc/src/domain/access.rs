@@ -11,6 +11,7 @@ use super::sas::{SasGrant, SasScope};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // Azure's names.
 pub enum Operation {
+    Preflight,
     ListContainers,
     GetServiceProperties,
     SetServiceProperties,
@@ -75,6 +76,7 @@ impl Operation {
     pub fn name(self) -> &'static str {
         use Operation as O;
         match self {
+            O::Preflight => "Preflight",
             O::ListContainers => "ListContainers",
             O::GetServiceProperties => "GetServiceProperties",
             O::SetServiceProperties => "SetServiceProperties",
@@ -108,9 +110,11 @@ impl Operation {
     fn resource(self) -> Resource {
         use Operation as O;
         match self {
-            O::ListContainers | O::GetServiceProperties | O::SetServiceProperties | O::GetAccountInformation => {
-                Resource::Service
-            }
+            O::Preflight
+            | O::ListContainers
+            | O::GetServiceProperties
+            | O::SetServiceProperties
+            | O::GetAccountInformation => Resource::Service,
             O::CreateContainer
             | O::GetContainerProperties
             | O::GetContainerMetadata
@@ -150,6 +154,8 @@ impl Operation {
             O::SetContainerMetadata | O::LeaseContainer | O::LeaseBlob => "w",
             O::BreakContainerLease | O::BreakBlobLease => "wd",
             O::GetContainerAcl | O::SetContainerAcl => "",
+            // It is answered before anybody is asked who they are.
+            O::Preflight => "",
             O::DeleteContainer | O::DeleteBlob => "d",
             O::PutBlob | O::CopyBlob | O::PutBlock | O::PutBlockList => "w",
             O::SetBlobMetadata | O::SetBlobProperties => "w",

@@ -46,6 +46,10 @@ pub enum StorageError {
     InvalidXmlDocument(String),
     #[error("The value {value:?} of the XML node {node} is invalid.")]
     InvalidXmlNodeValue { node: &'static str, value: String },
+    #[error("The XML node {0} specified in the request body is not supported here, unless it switches nothing on.")]
+    UnsupportedXmlNode(&'static str),
+    #[error("No rule for cross-origin requests of the account allows this origin, method and headers.")]
+    CorsPreflightFailure,
     #[error("The MD5 value specified in the request did not match with the MD5 value calculated by the server.")]
     Md5Mismatch,
     #[error("The MD5 value specified in the request is invalid: it must be Base64 of 16 bytes.")]
@@ -168,6 +172,8 @@ impl StorageError {
             E::MetadataTooLarge(_) => ("MetadataTooLarge", 400, K::InvalidArgument),
             E::InvalidXmlDocument(_) => ("InvalidXmlDocument", 400, K::InvalidArgument),
             E::InvalidXmlNodeValue { .. } => ("InvalidXmlNodeValue", 400, K::InvalidArgument),
+            E::UnsupportedXmlNode(_) => ("UnsupportedXmlNode", 400, K::InvalidArgument),
+            E::CorsPreflightFailure => ("CorsPreflightFailure", 403, K::PermissionDenied),
             E::Md5Mismatch => ("Md5Mismatch", 400, K::InvalidArgument),
             E::InvalidMd5 => ("InvalidMd5", 400, K::InvalidArgument),
             E::Crc64Mismatch => ("Crc64Mismatch", 400, K::InvalidArgument),
@@ -258,6 +264,7 @@ impl StorageError {
             E::InvalidXmlNodeValue { node, value } => {
                 vec![("XmlNodeName", (*node).to_owned()), ("XmlNodeValue", value.clone())]
             }
+            E::UnsupportedXmlNode(name) => vec![("XmlNodeName", (*name).to_owned())],
             _ => Vec::new(),
         }
     }

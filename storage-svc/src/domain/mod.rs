@@ -4,11 +4,12 @@
 //! - [`model`]: accounts, containers, blobs and what their bytes are made of;
 //! - [`condition`]: If-Match and its relatives; [`lease`]: who alone may write; [`range`]: byte ranges;
 //! - [`shared_key`], [`sas`]: signatures; [`access`]: who may do what;
-//! - [`query`]: query strings as Azure reads them;
+//! - [`cors`]: scripts of other origins; [`query`]: query strings as Azure reads them;
 //! - [`error`]: everything that can be wrong with a request.
 
 pub mod access;
 pub mod condition;
+pub mod cors;
 pub mod crc64;
 pub mod error;
 pub mod lease;

@@ -14,6 +14,7 @@ use kiln_etag::EtagSet;
 use kiln_time::Timestamp;
 
 use super::*;
+use crate::domain::cors::CorsRule;
 use crate::domain::lease::Lease;
 use crate::domain::model::{BLOCK_LIFE, Extent};
 
@@ -87,6 +88,17 @@ async fn accounts(c: &dyn Catalogue) {
     c.put_account(second.clone()).await.unwrap();
     assert_eq!(c.account("acct1").await.unwrap(), Some(second.clone()));
     assert_eq!(c.only_account().await.unwrap(), Some(second.clone()));
+    assert_eq!(c.service_properties("acct1").await.unwrap(), ServiceProperties::default());
+    assert_eq!(code(c.service_properties("nobody").await), "ResourceNotFound");
+    let rule = CorsRule { origins: vec!["*".into()], methods: vec!["GET".into()], ..CorsRule::default() };
+    let change = PropertiesChange { cors: Some(vec![rule.clone()]), default_version: Some("2019-02-02".into()) };
+    c.change_service_properties("Acct1", change.clone()).await.unwrap();
+    let bad = PropertiesChange { default_version: Some("x".into()), cors: Some(Vec::new()) };
+    assert_eq!(code(c.change_service_properties("acct1", bad).await), "InvalidXmlNodeValue");
+    // New keys leave them alone.
+    c.put_account(second.clone()).await.unwrap();
+    let kept = ServiceProperties { cors: vec![rule], default_version: change.default_version };
+    assert_eq!(c.service_properties("acct1").await.unwrap(), kept);
     c.put_account(Account { name: "acct2".into(), ..second }).await.unwrap();
     assert_eq!(c.only_account().await.unwrap(), None);
 }

@@ -23,6 +23,7 @@ use kiln_etag::Conditions;
 use kiln_time::Timestamp;
 
 use crate::domain::StorageError;
+use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{
     Account, Blob, BlobProperties, BlockInfo, BlockSource, Container, Content, CopySource, ObjectKey, PublicAccess,
@@ -194,6 +195,10 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
     async fn account(&self, name: &str) -> Result<Option<Account>, StorageError>;
     /// The account, if there is exactly one.
     async fn only_account(&self) -> Result<Option<Account>, StorageError>;
+    /// Properties of the account's blob service.
+    async fn service_properties(&self, account: &str) -> Result<ServiceProperties, StorageError>;
+    /// Changes them.
+    async fn change_service_properties(&self, account: &str, change: PropertiesChange) -> Result<(), StorageError>;
 
     /// Makes a container; its `etag` and `last_modified` are those of the stamp.
     async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError>;

@@ -2,13 +2,14 @@
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
 //! same name: [`containers`], [`blobs`], [`blocks`], [`leases`], [`list`],
-//! [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
+//! [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
 
 mod blobs;
 mod blocks;
 mod containers;
 mod leases;
 mod list;
+mod properties;
 mod rows;
 mod upkeep;
 
@@ -24,16 +25,19 @@ use super::{
     Page, Stamp,
 };
 use crate::domain::StorageError;
+use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{Account, Blob, Container, Content, ObjectKey};
 
 const SCHEMA: &str = include_str!("../schema.sql");
 const LEASES: &str = include_str!("../leases.sql");
+const SERVICE_PROPERTIES: &str = include_str!("../service_properties.sql");
 const MIGRATIONS: &[Migration] = &[
     Migration::new(1, kiln_store::outbox::SCHEMA),
     Migration::new(2, kiln_store::requests::SCHEMA),
     Migration::new(3, SCHEMA),
     Migration::new(4, LEASES),
+    Migration::new(5, SERVICE_PROPERTIES),
 ];
 
 /// See the module.
@@ -70,6 +74,16 @@ impl Catalogue for SqlCatalogue {
 
     async fn only_account(&self) -> Result<Option<Account>, StorageError> {
         self.database.read(containers::only_account).await
+    }
+
+    async fn service_properties(&self, account: &str) -> Result<ServiceProperties, StorageError> {
+        let account = account.to_owned();
+        self.database.read(move |c| properties::get(c, &account)).await
+    }
+
+    async fn change_service_properties(&self, account: &str, change: PropertiesChange) -> Result<(), StorageError> {
+        let account = account.to_owned();
+        self.database.write(move |c| properties::change(c, &account, change)).await
     }
 
     async fn create_container(&self, stamp: Stamp, container: Container) -> Result<Once<Container>, StorageError> {

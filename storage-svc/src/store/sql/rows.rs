@@ -35,7 +35,7 @@ pub fn to_json<T: Serialize>(value: &T) -> Outcome<String> {
     serde_json::to_string(value).map_err(damaged)
 }
 
-fn from_json<T: DeserializeOwned>(text: &str) -> Outcome<T> {
+pub fn from_json<T: DeserializeOwned>(text: &str) -> Outcome<T> {
     serde_json::from_str(text).map_err(damaged)
 }
 

@@ -1,0 +1,2 @@
+-- Properties of the blob service, as JSON; absent: never set.
+ALTER TABLE accounts ADD COLUMN properties TEXT;
