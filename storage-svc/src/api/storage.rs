@@ -18,12 +18,13 @@ use super::admin::no_account;
 use super::convert;
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
-use crate::domain::model::{BlobProperties, Container, DEFAULT_CONTENT_TYPE, MAX_PAGE};
+use crate::domain::limits::Limits;
+use crate::domain::model::{Address, BlobProperties, Container, DEFAULT_CONTENT_TYPE, MAX_PAGE};
 use crate::domain::names;
 use crate::domain::range::WantedRange;
 use crate::domain::sas::{self, NewSas};
 use crate::service::{Expected, PutBlob, Storage};
-use crate::store::{BlobEntry, BlobQuery, Guard};
+use crate::store::{BlobEntry, BlobPosition, BlobQuery, Deletion, Guard};
 
 /// Entries of a page if the caller does not say.
 const DEFAULT_PAGE: u32 = 1000;
@@ -123,7 +124,12 @@ impl StorageService for StorageApi {
     ) -> Result<Response<proto::GetBlobResponse>, Status> {
         let account = account_of(&request)?;
         let given = request.into_inner();
-        let blob = self.storage.catalogue().blob(&account, &given.container, &given.name).await.map_err(refused)?;
+        let blob = self
+            .storage
+            .catalogue()
+            .blob(Address::blob(&account, &given.container, &given.name))
+            .await
+            .map_err(refused)?;
         Ok(Response::new(proto::GetBlobResponse { blob: Some(convert::blob(blob)) }))
     }
 
@@ -136,18 +142,22 @@ impl StorageService for StorageApi {
         let query = BlobQuery {
             prefix: given.prefix,
             delimiter: given.delimiter,
-            from: page::last_key(&given.page_token)?.unwrap_or_default(),
+            from: page::last_key(&given.page_token)?.map(BlobPosition::before),
             limit: page::size(given.page_size, DEFAULT_PAGE, MAX_PAGE as u32)? as usize,
+            snapshots: false,
+            uncommitted: false,
         };
         let found = self.storage.catalogue().list_blobs(&account, &given.container, query).await.map_err(refused)?;
         let mut response = proto::ListBlobsResponse {
-            next_page_token: found.next.as_deref().map(page::token).unwrap_or_default(),
+            next_page_token: found.next.map(|next| page::token(&next.name)).unwrap_or_default(),
             ..proto::ListBlobsResponse::default()
         };
         for entry in found.entries {
             match entry {
                 BlobEntry::Blob(blob) => response.blobs.push(convert::blob(*blob)),
                 BlobEntry::Prefix(prefix) => response.prefixes.push(prefix),
+                // Not asked for.
+                BlobEntry::Uncommitted { .. } => {}
             }
         }
         Ok(Response::new(response))
@@ -162,7 +172,7 @@ impl StorageService for StorageApi {
         let stamp = self.storage.stamp(&account, &given.request_id);
         let guard = Guard::from(conditions(given.precondition.as_ref()));
         let catalogue = self.storage.catalogue();
-        catalogue.delete_blob(stamp, &given.container, &given.name, guard).await.map_err(refused)?;
+        catalogue.delete_blob(stamp, &given.container, &given.name, guard, Deletion::Blob).await.map_err(refused)?;
         Ok(Response::new(proto::DeleteBlobResponse {}))
     }
 
@@ -188,7 +198,9 @@ impl StorageService for StorageApi {
             name: header.name,
             properties: BlobProperties { content_type, ..BlobProperties::default() },
             metadata: names::check_metadata(header.metadata).map_err(refused)?,
-            expected: Expected { length: None, md5, crc64: None },
+            tier: None,
+            expected: Expected { md5, ..Expected::default() },
+            limits: Limits::default(),
             guard: Guard::from(if header.if_absent { Conditions::absent() } else { Conditions::default() }),
             request_id: header.request_id,
         };
@@ -222,8 +234,11 @@ impl StorageService for StorageApi {
             return Err(Error::invalid_property("range", "", "its end is before its start").into());
         }
         let conditions = conditions(given.precondition.as_ref());
-        let download =
-            self.storage.open(&account, &given.container, &given.name, &conditions, range).await.map_err(refused)?;
+        let download = self
+            .storage
+            .open(Address::blob(&account, &given.container, &given.name), &conditions, range)
+            .await
+            .map_err(refused)?;
         let head = download_response::Part::Blob(convert::blob(download.blob.clone()));
         let pieces = download
             .into_stream()

@@ -1,13 +1,11 @@
 //! Blobs: put, get, change, copy, delete.
 
 use axum::body::Body;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use bytes::BytesMut;
 use futures::TryStreamExt;
 use kiln_time::Timestamp;
 
-use super::call::{host_label, place};
+use super::call::{Call, host_label, place};
 use super::input::Input;
 use super::reply::Reply;
 use super::{Answer, Job, headers};
@@ -15,14 +13,42 @@ use crate::domain::StorageError;
 use crate::domain::access::{Allowed, Grant};
 use crate::domain::condition;
 use crate::domain::lease::Leased;
-use crate::domain::model::{Blob, INLINE_LIMIT, MAX_PUT_BLOB};
+use crate::domain::limits::{Limits, MAX_RANGE_CHECKSUM};
+use crate::domain::model::{Address, Blob, INLINE_LIMIT};
 use crate::domain::sas::Overrides;
 use crate::objects::Hasher;
 use crate::service::{CopyRequest, PutBlob};
 use crate::store::{BlobChange, Guard};
 
-/// Largest range whose MD5 is computed on the way out.
-const MAX_RANGE_MD5: u64 = 4 * 1024 * 1024;
+/// What is computed of a range on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RangeChecksum {
+    Md5,
+    Crc64,
+}
+
+impl RangeChecksum {
+    /// What the client asks for; not both, and only of a range.
+    fn wanted(call: &Call, range: bool) -> Result<Option<Self>, StorageError> {
+        let asked = |which: Self| Ok::<_, StorageError>(headers::flag(call, which.header())?.then_some(which));
+        match (asked(Self::Md5)?, asked(Self::Crc64)?) {
+            (None, None) => Ok(None),
+            (Some(which), None) | (None, Some(which)) if range => Ok(Some(which)),
+            (_, Some(which)) | (Some(which), None) => Err(which.refused()),
+        }
+    }
+
+    fn header(self) -> &'static str {
+        match self {
+            Self::Md5 => "x-ms-range-get-content-md5",
+            Self::Crc64 => "x-ms-range-get-content-crc64",
+        }
+    }
+
+    fn refused(self) -> StorageError {
+        StorageError::InvalidHeaderValue { name: self.header(), value: "true".to_owned() }
+    }
+}
 
 impl Job<'_> {
     pub(super) fn name(&self) -> (&str, &str, &str) {
@@ -41,11 +67,10 @@ impl Job<'_> {
         blob.lease.check_read(Leased::Blob, given.as_deref(), Timestamp::now())
     }
 
-    /// There are no snapshots and versions here.
-    fn refuse_snapshot(&self) -> Result<(), StorageError> {
-        let asked =
-            ["snapshot", "versionid"].iter().any(|name| self.call.query.get(name).is_some_and(|v| !v.is_empty()));
-        if asked { Err(StorageError::BlobNotFound) } else { Ok(()) }
+    /// The blob or snapshot that is read.
+    pub(super) fn address(&self) -> Result<Address<'_>, StorageError> {
+        let (account, container, name) = self.name();
+        Ok(Address { account, container, name, snapshot: self.call.snapshot()? })
     }
 
     fn overrides(&self) -> Overrides {
@@ -60,18 +85,14 @@ impl Job<'_> {
         match call.header("x-ms-blob-type") {
             None => return Err(StorageError::MissingRequiredHeader("x-ms-blob-type")),
             Some("BlockBlob") => {}
-            Some("AppendBlob" | "PageBlob") => {
-                return Err(StorageError::NotImplemented("only block blobs are supported"));
-            }
+            Some("AppendBlob") => return self.create_append_blob().await,
+            Some("PageBlob") => return Err(StorageError::NotImplemented("page blobs")),
             Some(other) => {
                 return Err(StorageError::InvalidHeaderValue { name: "x-ms-blob-type", value: other.to_owned() });
             }
         }
         let guard = self.guard()?;
         let expected = headers::expected(call)?;
-        if expected.length.is_some_and(|length| length > MAX_PUT_BLOB) {
-            return Err(StorageError::RequestBodyTooLarge(MAX_PUT_BLOB));
-        }
         let mut properties = headers::put_properties(call)?;
         // The MD5 that is stored is checked too, and counts more than the other.
         let mut checked = expected;
@@ -84,27 +105,25 @@ impl Job<'_> {
             name: name.to_owned(),
             properties,
             metadata: headers::metadata(call)?.unwrap_or_default(),
+            tier: headers::tier(call)?,
             expected: checked,
+            limits: Limits::of(call.version()),
             guard,
             request_id: String::new(),
         };
         let done = self.plane.storage.put_blob(put, input.body()).await?;
-        let mut reply = Reply::new(201)
+        Ok(Reply::new(201)
             .version(&done.blob.etag, done.blob.last_modified)
             .md5("content-md5", Some(done.checksums.md5))
-            .header("x-ms-request-server-encrypted", "false");
-        if let Some(crc64) = done.checksums.crc64 {
-            reply = reply.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64));
-        }
-        Ok(reply)
+            .header("x-ms-request-server-encrypted", "false")
+            .crc64(done.checksums.crc64))
     }
 
     pub(super) async fn get_blob(self) -> Answer {
-        self.refuse_snapshot()?;
         let conditions = headers::read_conditions(self.call)?;
         let range = headers::range(self.call);
-        let (account, container, name) = self.name();
-        let download = self.plane.storage.open(account, container, name, &conditions, range).await?;
+        let checksum = RangeChecksum::wanted(self.call, range.is_some())?;
+        let download = self.plane.storage.open(self.address()?, &conditions, range).await?;
         self.check_lease_of_read(&download.blob)?;
         let (span, total) = (download.span, download.blob.length);
         let stored_md5 = download.blob.properties.content_md5;
@@ -118,20 +137,23 @@ impl Job<'_> {
                 .md5("x-ms-blob-content-md5", stored_md5);
         }
         reply = reply.length(span.length);
-        let wants_md5 = self.call.header("x-ms-range-get-content-md5").is_some_and(|v| v.eq_ignore_ascii_case("true"));
-        if wants_md5 && range.is_some() {
-            if span.length > MAX_RANGE_MD5 {
-                let value = "true".to_owned();
-                return Err(StorageError::InvalidHeaderValue { name: "x-ms-range-get-content-md5", value });
+        if let Some(checksum) = checksum {
+            if span.length > MAX_RANGE_CHECKSUM {
+                return Err(checksum.refused());
             }
             let mut bytes = BytesMut::new();
             let mut stream = download.into_stream();
             while let Some(piece) = stream.try_next().await.map_err(|_| StorageError::InternalError)? {
                 bytes.extend_from_slice(&piece);
             }
-            let mut hasher = Hasher::new(false);
+            let mut hasher = Hasher::new(checksum == RangeChecksum::Crc64);
             hasher.update(&bytes);
-            return Ok(reply.md5("content-md5", Some(hasher.finish().md5)).body(Body::from(bytes.freeze())));
+            let found = hasher.finish();
+            reply = match checksum {
+                RangeChecksum::Md5 => reply.md5("content-md5", Some(found.md5)),
+                RangeChecksum::Crc64 => reply.crc64(found.crc64),
+            };
+            return Ok(reply.body(Body::from(bytes.freeze())));
         }
         if total <= INLINE_LIMIT {
             // One piece: spares the connection the streaming.
@@ -150,8 +172,7 @@ impl Job<'_> {
         Ok(Reply::new(200)
             .blob(&blob, &self.overrides())
             .md5("content-md5", blob.properties.content_md5)
-            .header("x-ms-access-tier", "Hot")
-            .header("x-ms-access-tier-inferred", "true")
+            .tier(&blob)
             .length(blob.length))
     }
 
@@ -162,10 +183,8 @@ impl Job<'_> {
 
     /// The blob, if conditions and all allow to read it.
     async fn readable(&self) -> Result<Blob, StorageError> {
-        self.refuse_snapshot()?;
         let conditions = headers::read_conditions(self.call)?;
-        let (account, container, name) = self.name();
-        match self.plane.storage.catalogue().blob(account, container, name).await {
+        match self.plane.storage.catalogue().blob(self.address()?).await {
             Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => Err(StorageError::ConditionNotMet),
             Err(error) => Err(error),
             Ok(blob) => {
@@ -201,16 +220,11 @@ impl Job<'_> {
     }
 
     pub(super) async fn delete_blob(self) -> Answer {
-        self.refuse_snapshot()?;
-        if self.call.header("x-ms-delete-snapshots").is_some_and(|v| v.eq_ignore_ascii_case("only")) {
-            // There are none.
-            self.readable().await?;
-            return Ok(Reply::new(202));
-        }
+        let what = self.deletion()?;
         let guard = self.guard()?;
         let (account, container, name) = self.name();
         let stamp = self.plane.storage.stamp(account, "");
-        self.plane.storage.catalogue().delete_blob(stamp, container, name, guard).await?;
+        self.plane.storage.catalogue().delete_blob(stamp, container, name, guard, what).await?;
         Ok(Reply::new(202).header("x-ms-delete-type-permanent", "true"))
     }
 

@@ -1,7 +1,6 @@
 //! Blocks: put, commit, list.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
+use kiln_time::Timestamp;
 
 use super::input::Input;
 use super::reply::Reply;
@@ -9,6 +8,8 @@ use super::{Answer, Job, headers, xml};
 use crate::domain::StorageError;
 use crate::domain::access::Allowed;
 use crate::domain::condition;
+use crate::domain::limits::Limits;
+use crate::domain::model::ChosenTier;
 use crate::objects::Hasher;
 use crate::service::PutBlock;
 use crate::store::{BlockList, Guard};
@@ -27,6 +28,7 @@ impl Job<'_> {
             blob: blob.to_owned(),
             id: id.to_owned(),
             expected,
+            limits: Limits::of(self.call.version()),
             guard: Guard {
                 only_new: self.allowed == Allowed::OnlyNew,
                 lease: headers::lease_id(self.call)?,
@@ -34,12 +36,10 @@ impl Job<'_> {
             },
         };
         let checksums = self.plane.storage.put_block(put, input.body()).await?;
-        let mut reply =
-            Reply::new(201).md5("content-md5", expected.md5).header("x-ms-request-server-encrypted", "false");
-        if let Some(crc64) = checksums.crc64 {
-            reply = reply.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64));
-        }
-        Ok(reply)
+        Ok(Reply::new(201)
+            .md5("content-md5", expected.md5)
+            .header("x-ms-request-server-encrypted", "false")
+            .crc64(checksums.crc64))
     }
 
     pub(super) async fn put_block_list(self, input: &mut Input) -> Answer {
@@ -65,6 +65,7 @@ impl Job<'_> {
             properties: headers::blob_properties(self.call)?,
             metadata: headers::metadata(self.call)?.unwrap_or_default(),
             blocks: xml::parse_block_list(&body)?,
+            tier: headers::tier(self.call)?.map(|tier| ChosenTier { tier, since: Timestamp::now() }),
         };
         let blob = self.plane.storage.put_block_list(account, list, guard).await?;
         Ok(Reply::new(201)
@@ -82,8 +83,7 @@ impl Job<'_> {
             _ => return Err(StorageError::InvalidQueryParameterValue { name: "blocklisttype", value: kind }),
         };
         let conditions = headers::read_conditions(self.call)?;
-        let (account, container, name) = self.name();
-        let blocks = match self.plane.storage.catalogue().blocks(account, container, name).await {
+        let blocks = match self.plane.storage.catalogue().blocks(self.address()?).await {
             Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => {
                 return Err(StorageError::ConditionNotMet);
             }

@@ -3,8 +3,10 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, Method, Uri};
+use kiln_time::Timestamp;
 use percent_encoding::percent_decode_str;
 
 use super::{DataPlane, leases};
@@ -21,6 +23,12 @@ pub const NEWEST_VERSION: &str = "2026-10-06";
 
 /// Names and values of all headers: metadata needs 8 KiB of it.
 const MAX_HEADERS: usize = 64 * 1024;
+
+const SNAPSHOT: &str = "snapshot";
+
+/// Seconds that no `timeout` exceeds, and that hold without one. Senders that are silent are ended much sooner; the
+/// largest body may take its time.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// One request.
 #[derive(Debug)]
@@ -53,6 +61,51 @@ impl Call {
     /// A header as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The snapshot that the request is about, if it is not about the blob itself.
+    ///
+    /// # Errors
+    /// It is no moment; a version is asked for, and there are none.
+    pub fn snapshot(&self) -> Result<Option<Timestamp>, StorageError> {
+        if self.query.get("versionid").is_some_and(|version| !version.is_empty()) {
+            return Err(StorageError::BlobNotFound);
+        }
+        match self.query.get(SNAPSHOT) {
+            None | Some("") => Ok(None),
+            Some(text) => Timestamp::parse_rfc3339(text).map(Some).map_err(|_| self.refused_snapshot(text)),
+        }
+    }
+
+    /// Snapshots are read and deleted, and have a tier of their own; nothing else about them changes.
+    ///
+    /// # Errors
+    /// The request would change a snapshot.
+    pub fn check_snapshot(&self) -> Result<(), StorageError> {
+        match self.query.get(SNAPSHOT) {
+            Some(text) if !text.is_empty() && !self.operation.takes_snapshot() => Err(self.refused_snapshot(text)),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused_snapshot(&self, text: &str) -> StorageError {
+        StorageError::InvalidQueryParameterValue { name: SNAPSHOT, value: text.to_owned() }
+    }
+
+    /// How long the client wants to wait for an answer at most.
+    ///
+    /// # Errors
+    /// It is no number of seconds.
+    pub fn timeout(&self) -> Result<Duration, StorageError> {
+        match self.query.get("timeout") {
+            None | Some("") => Ok(LONGEST),
+            Some(text) => match text.parse::<u64>() {
+                // As in Azure, where it means as long as possible.
+                Ok(0) => Ok(LONGEST),
+                Ok(seconds) => Ok(Duration::from_secs(seconds).min(LONGEST)),
+                Err(_) => Err(StorageError::InvalidQueryParameterValue { name: "timeout", value: text.to_owned() }),
+            },
+        }
     }
 
     /// The version the request asks for, or the newest.
@@ -282,12 +335,15 @@ fn operation(
             ("metadata", _) if reading => Some(O::GetBlobMetadata),
             ("properties", &Method::PUT) => Some(O::SetBlobProperties),
             ("lease", &Method::PUT) => Some(leases::operation(headers, O::BreakBlobLease, O::LeaseBlob)),
+            ("snapshot", &Method::PUT) => Some(O::SnapshotBlob),
+            ("tier", &Method::PUT) => Some(O::SetBlobTier),
+            ("appendblock", &Method::PUT) if headers.contains_key("x-ms-copy-source") => {
+                return Err(StorageError::NotImplemented("Append Block From URL"));
+            }
+            ("appendblock", &Method::PUT) => Some(O::AppendBlock),
             (
-                "appendblock"
-                | "page"
+                "page"
                 | "pagelist"
-                | "snapshot"
-                | "tier"
                 | "tags"
                 | "copy"
                 | "undelete"
@@ -299,7 +355,10 @@ fn operation(
                 | "legalhold",
                 _,
             ) => return Err(StorageError::NotImplemented("this part of the blob service")),
-            ("" | "block" | "blocklist" | "metadata" | "properties" | "lease", _) => None,
+            (
+                "" | "block" | "blocklist" | "metadata" | "properties" | "lease" | "snapshot" | "tier" | "appendblock",
+                _,
+            ) => None,
             _ => return unknown_comp(),
         }
     };

@@ -7,17 +7,17 @@ use super::headers::ContainerDates;
 use super::input::Input;
 use super::reply::Reply;
 use super::xml::{self, ListRequest};
-use super::{Answer, Job, headers};
+use super::{Answer, Job, headers, marker};
 use crate::domain::StorageError;
 use crate::domain::lease::{Lease, Leased};
 use crate::domain::model::{Container, MAX_PAGE};
-use crate::store::{BlobQuery, ContainerChange, Guard};
+use crate::store::{BlobPosition, BlobQuery, ContainerChange, Guard};
 
 /// Bytes of an ACL document at most.
 const MAX_ACL: usize = 64 * 1024;
 
-/// Values of `include` that lists know; those that cannot be here (snapshots,
-/// versions, deleted blobs) add nothing.
+/// Values of `include` that lists know; those that cannot be here (versions,
+/// deleted blobs) add nothing.
 const INCLUDES: &[&str] = &[
     "copy",
     "deleted",
@@ -105,7 +105,8 @@ impl Job<'_> {
     }
 
     pub(super) async fn list_containers(self) -> Answer {
-        let (request, from) = self.list_request()?;
+        let request = self.list_request()?;
+        let from = page::last_key(&request.marker).map_err(|_| invalid_marker(&request.marker))?.unwrap_or_default();
         let limit = request.max_results.unwrap_or(MAX_PAGE);
         let catalogue = self.plane.storage.catalogue();
         let page = catalogue.list_containers(self.account(), &request.prefix, &from, limit).await?;
@@ -114,21 +115,26 @@ impl Job<'_> {
     }
 
     pub(super) async fn list_blobs(self) -> Answer {
-        let (request, from) = self.list_request()?;
+        let request = self.list_request()?;
         let query = BlobQuery {
             prefix: request.prefix.clone(),
             delimiter: request.delimiter.clone(),
-            from,
+            from: match marker::read(&request.marker).ok_or_else(|| invalid_marker(&request.marker))? {
+                Some(position) => Some(position),
+                None => self.call.query.get("startfrom").map(|name| BlobPosition::before(name.to_owned())),
+            },
             limit: request.max_results.unwrap_or(MAX_PAGE),
+            snapshots: request.snapshots,
+            uncommitted: request.uncommitted,
         };
         let container = &self.call.container;
         let page = self.plane.storage.catalogue().list_blobs(self.account(), container, query).await?;
-        let next = page.next.as_deref().map(page::token).unwrap_or_default();
+        let next = page.next.as_ref().map(marker::write).unwrap_or_default();
         Ok(Reply::xml(200, xml::blobs(&self.call.endpoint, container, &request, &page, &next)))
     }
 
-    /// The parameters both lists have, and the name to begin with.
-    fn list_request(&self) -> Result<(ListRequest, String), StorageError> {
+    /// The parameters both lists have.
+    fn list_request(&self) -> Result<ListRequest, StorageError> {
         let get = |name: &str| self.call.query.get(name).unwrap_or_default().to_owned();
         let max_results = match self.call.query.get("maxresults") {
             None | Some("") => None,
@@ -148,10 +154,6 @@ impl Job<'_> {
                 Ok(number) => Some(usize::try_from(number).unwrap_or(MAX_PAGE).min(MAX_PAGE)),
             },
         };
-        let marker = get("marker");
-        let from = page::last_key(&marker)
-            .map_err(|_| StorageError::InvalidQueryParameterValue { name: "marker", value: marker.clone() })?
-            .unwrap_or_default();
         let includes: Vec<String> = self
             .call
             .query
@@ -165,14 +167,19 @@ impl Job<'_> {
             return Err(StorageError::InvalidQueryParameterValue { name: "include", value });
         }
         let has = |name: &str| includes.iter().any(|value| value == name);
-        let request = ListRequest {
+        Ok(ListRequest {
             prefix: get("prefix"),
-            marker,
+            marker: get("marker"),
             delimiter: get("delimiter"),
             max_results,
             metadata: has("metadata"),
             copy: has("copy"),
-        };
-        Ok((request, from))
+            snapshots: has("snapshots"),
+            uncommitted: has("uncommittedblobs"),
+        })
     }
+}
+
+fn invalid_marker(marker: &str) -> StorageError {
+    StorageError::InvalidQueryParameterValue { name: "marker", value: marker.to_owned() }
 }

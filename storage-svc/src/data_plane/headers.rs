@@ -8,7 +8,7 @@ use kiln_time::Timestamp;
 use super::call::Call;
 use crate::domain::StorageError;
 use crate::domain::condition;
-use crate::domain::model::{BlobProperties, DEFAULT_CONTENT_TYPE, PublicAccess};
+use crate::domain::model::{BlobProperties, DEFAULT_CONTENT_TYPE, PublicAccess, Tier};
 use crate::domain::names::{self, Metadata};
 use crate::domain::range::WantedRange;
 use crate::service::Expected;
@@ -176,7 +176,29 @@ pub fn expected(call: &Call) -> Result<Expected, StorageError> {
     if md5.is_some() && crc64.is_some() {
         return Err(StorageError::BothCrc64AndMd5HeaderPresent);
     }
-    Ok(Expected { length: Some(length), md5, crc64 })
+    Ok(Expected { length: Some(length), md5, crc64, answer_crc64: false })
+}
+
+/// `x-ms-access-tier`.
+pub fn tier(call: &Call) -> Result<Option<Tier>, StorageError> {
+    const NAME: &str = "x-ms-access-tier";
+    let invalid = |text: &str| StorageError::InvalidHeaderValue { name: NAME, value: text.to_owned() };
+    call.header(NAME).map(|text| Tier::parse(text).ok_or_else(|| invalid(text))).transpose()
+}
+
+/// A header that is a number.
+pub fn number(call: &Call, name: &'static str) -> Result<Option<u64>, StorageError> {
+    let invalid = |text: &str| StorageError::InvalidHeaderValue { name, value: text.to_owned() };
+    call.header(name).map(|text| text.trim().parse().map_err(|_| invalid(text))).transpose()
+}
+
+/// A header that says yes or no; absent means no.
+pub fn flag(call: &Call, name: &'static str) -> Result<bool, StorageError> {
+    match call.header(name).map(str::to_ascii_lowercase).as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(StorageError::InvalidHeaderValue { name, value: other.to_owned() }),
+    }
 }
 
 fn md5(call: &Call, name: &str) -> Result<Option<[u8; 16]>, StorageError> {

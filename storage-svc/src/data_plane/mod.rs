@@ -1,10 +1,12 @@
 //! The HTTP front in the Azure Blob dialect.
 //!
 //! A request is understood ([`call`]), authorised ([`auth`]), and answered by
-//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`], [`leases`], [`service`]. Bodies
-//! stream in ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
+//! the handlers of its subject: [`containers`], [`blobs`], [`blocks`],
+//! [`append`], [`snapshots`], [`leases`], [`service`]. Bodies stream in ([`input`])
+//! and out; [`headers`], [`xml`] and [`reply`] are the
 //! wire forms.
 
+mod append;
 pub mod auth;
 mod blobs;
 mod blocks;
@@ -13,8 +15,10 @@ mod containers;
 mod headers;
 mod input;
 mod leases;
+mod marker;
 mod reply;
 mod service;
+mod snapshots;
 mod xml;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -132,7 +136,12 @@ async fn answer(
                 // The request itself may still be answered; a browser keeps the answer from the script.
                 Err(error) => tracing::warn!(%error, "rules for other origins could not be read"),
             }
-            authorised(plane, &call, &mut input).await
+            match call.timeout() {
+                Ok(longest) => tokio::time::timeout(longest, authorised(plane, &call, &mut input))
+                    .await
+                    .unwrap_or(Err(StorageError::OperationTimedOut)),
+                Err(error) => Err(error),
+            }
         }
         Err(error) => Err(error),
     };
@@ -159,6 +168,7 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         return plane.preflight(call).await;
     }
     let (grant, allowed) = plane.authorize(call).await?;
+    call.check_snapshot()?;
     let job = Job { plane, call, grant, allowed };
     match call.operation {
         Operation::ListContainers => job.list_containers().await,
@@ -189,5 +199,8 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         Operation::SetBlobProperties => job.set_blob_properties().await,
         Operation::DeleteBlob => job.delete_blob().await,
         Operation::LeaseBlob | Operation::BreakBlobLease => job.lease_blob().await,
+        Operation::SnapshotBlob => job.snapshot_blob().await,
+        Operation::SetBlobTier => job.set_blob_tier().await,
+        Operation::AppendBlock => job.append_block(input).await,
     }
 }

@@ -11,7 +11,7 @@ use kiln_time::Timestamp;
 use super::xml;
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
-use crate::domain::model::{Blob, Container, PublicAccess};
+use crate::domain::model::{Blob, BlobKind, Container, PublicAccess, Tier};
 use crate::domain::names::Metadata;
 use crate::domain::sas::Overrides;
 
@@ -112,7 +112,7 @@ impl Reply {
             .header_if("content-disposition", &pick(&p.content_disposition, &overrides.content_disposition))
             .header_if("cache-control", &pick(&p.cache_control, &overrides.cache_control))
             .header("accept-ranges", "bytes")
-            .header("x-ms-blob-type", "BlockBlob")
+            .kind(blob.kind)
             .header("x-ms-creation-time", blob.created.to_http_date())
             .lease(&blob.lease)
             .header("x-ms-server-encrypted", "false");
@@ -124,6 +124,39 @@ impl Reply {
                 .header("x-ms-copy-status", "success")
                 .header("x-ms-copy-progress", format!("{0}/{0}", blob.length))
                 .header("x-ms-copy-completion-time", copy.completed.to_http_date()),
+        }
+    }
+
+    /// What kind of blob it is.
+    #[must_use]
+    pub fn kind(self, kind: BlobKind) -> Self {
+        let reply = self.header("x-ms-blob-type", xml::blob_type(kind));
+        match kind {
+            BlobKind::Block => reply,
+            BlobKind::Append { blocks } => reply.header("x-ms-blob-committed-block-count", blocks.to_string()),
+        }
+    }
+
+    /// The tier of a block blob.
+    #[must_use]
+    pub fn tier(self, blob: &Blob) -> Self {
+        match (blob.kind, blob.tier) {
+            (BlobKind::Append { .. }, _) => self,
+            (BlobKind::Block, None) => {
+                self.header("x-ms-access-tier", Tier::Hot.name()).header("x-ms-access-tier-inferred", "true")
+            }
+            (BlobKind::Block, Some(chosen)) => self
+                .header("x-ms-access-tier", chosen.tier.name())
+                .header("x-ms-access-tier-change-time", chosen.since.to_http_date()),
+        }
+    }
+
+    /// Base64 of a CRC-64.
+    #[must_use]
+    pub fn crc64(self, crc64: Option<[u8; 8]>) -> Self {
+        match crc64 {
+            Some(crc64) => self.header("x-ms-content-crc64", BASE64_STANDARD.encode(crc64)),
+            None => self,
         }
     }
 

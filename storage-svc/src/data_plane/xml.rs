@@ -11,10 +11,11 @@ use serde::Deserialize;
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
 use crate::domain::model::{
-    Blob, BlockInfo, BlockSource, Container, MAX_BLOCKS, MAX_POLICIES, PublicAccess, StoredPolicy,
+    Blob, BlobKind, BlockInfo, BlockSource, Container, DEFAULT_CONTENT_TYPE, MAX_BLOCKS, MAX_POLICIES, PublicAccess,
+    StoredPolicy, Tier,
 };
 use crate::domain::names::Metadata;
-use crate::store::{BlobEntry, Page};
+use crate::store::{BlobEntry, BlobPosition, Page};
 
 const HEADER: &str = "<?xml version=\"1.0\" encoding=\"utf-8\"?>";
 
@@ -122,6 +123,8 @@ pub struct ListRequest {
     pub max_results: Option<usize>,
     pub metadata: bool,
     pub copy: bool,
+    pub snapshots: bool,
+    pub uncommitted: bool,
 }
 
 impl Document {
@@ -176,7 +179,13 @@ pub fn containers(endpoint: &str, request: &ListRequest, page: &Page<Container>,
 }
 
 /// Answer of List Blobs.
-pub fn blobs(endpoint: &str, container: &str, request: &ListRequest, page: &Page<BlobEntry>, next: &str) -> String {
+pub fn blobs(
+    endpoint: &str,
+    container: &str,
+    request: &ListRequest,
+    page: &Page<BlobEntry, BlobPosition>,
+    next: &str,
+) -> String {
     let mut document = Document::new();
     document.list_head(endpoint, Some(container), request);
     document.raw("<Blobs>");
@@ -188,6 +197,7 @@ pub fn blobs(endpoint: &str, container: &str, request: &ListRequest, page: &Page
                 document.raw("</BlobPrefix>");
             }
             BlobEntry::Blob(blob) => listed_blob(&mut document, blob, request),
+            BlobEntry::Uncommitted { name, time } => listed_uncommitted(&mut document, name, *time),
         }
     }
     document.raw("</Blobs>");
@@ -200,6 +210,9 @@ fn listed_blob(document: &mut Document, blob: &Blob, request: &ListRequest) {
     let p = &blob.properties;
     document.raw("<Blob>");
     document.name(&blob.name);
+    if let Some(at) = blob.snapshot {
+        document.element("Snapshot", &at.to_rfc3339_ticks());
+    }
     document.raw("<Properties>");
     document.element("Creation-Time", &blob.created.to_http_date());
     document.element("Last-Modified", &blob.last_modified.to_http_date());
@@ -211,8 +224,18 @@ fn listed_blob(document: &mut Document, blob: &Blob, request: &ListRequest) {
     document.element("Content-MD5", &p.content_md5.map(|md5| BASE64_STANDARD.encode(md5)).unwrap_or_default());
     document.element("Cache-Control", &p.cache_control);
     document.element("Content-Disposition", &p.content_disposition);
-    document.raw("<BlobType>BlockBlob</BlobType><AccessTier>Hot</AccessTier>");
-    document.raw("<AccessTierInferred>true</AccessTierInferred>");
+    document.element("BlobType", blob_type(blob.kind));
+    match (blob.kind, blob.tier) {
+        (BlobKind::Append { .. }, _) => {}
+        (BlobKind::Block, None) => {
+            document.element("AccessTier", Tier::Hot.name());
+            document.raw("<AccessTierInferred>true</AccessTierInferred>");
+        }
+        (BlobKind::Block, Some(chosen)) => {
+            document.element("AccessTier", chosen.tier.name());
+            document.element("AccessTierChangeTime", &chosen.since.to_http_date());
+        }
+    }
     document.lease(&blob.lease);
     if let Some(copy) = blob.copy.as_ref().filter(|_| request.copy) {
         document.element("CopyId", &copy.id);
@@ -226,6 +249,22 @@ fn listed_blob(document: &mut Document, blob: &Blob, request: &ListRequest) {
         document.metadata(&blob.metadata);
     }
     document.raw("</Blob>");
+}
+
+/// A blob that has only uncommitted blocks: no bytes, and no version of its own, so that this one says when the last
+/// block came.
+fn listed_uncommitted(document: &mut Document, name: &str, time: Timestamp) {
+    document.raw("<Blob>");
+    document.name(name);
+    document.raw("<Properties>");
+    document.element("Creation-Time", &time.to_http_date());
+    document.element("Last-Modified", &time.to_http_date());
+    document.element("Etag", &kiln_etag::text(kiln_etag::number(time)));
+    document.raw("<Content-Length>0</Content-Length>");
+    document.element("Content-Type", DEFAULT_CONTENT_TYPE);
+    document.raw("<Content-MD5 /><BlobType>BlockBlob</BlobType>");
+    document.raw("<LeaseStatus>unlocked</LeaseStatus><LeaseState>available</LeaseState>");
+    document.raw("<ServerEncrypted>false</ServerEncrypted></Properties></Blob>");
 }
 
 /// Answer of Get Block List; a list that was not asked for is absent.
@@ -264,6 +303,14 @@ pub fn acl(policies: &[StoredPolicy]) -> String {
     }
     document.raw("</SignedIdentifiers>");
     document.0
+}
+
+/// Azure's word for the kind of a blob.
+pub fn blob_type(kind: BlobKind) -> &'static str {
+    match kind {
+        BlobKind::Block => "BlockBlob",
+        BlobKind::Append { .. } => "AppendBlob",
+    }
 }
 
 /// `container`, `blob`, or nothing.

@@ -39,6 +39,9 @@ pub enum Operation {
     DeleteBlob,
     LeaseBlob,
     BreakBlobLease,
+    SnapshotBlob,
+    SetBlobTier,
+    AppendBlock,
 }
 
 /// What kind of thing an operation is about, in the letters of `srt`.
@@ -104,6 +107,9 @@ impl Operation {
             O::DeleteBlob => "DeleteBlob",
             O::LeaseBlob => "LeaseBlob",
             O::BreakBlobLease => "BreakBlobLease",
+            O::SnapshotBlob => "SnapshotBlob",
+            O::SetBlobTier => "SetBlobTier",
+            O::AppendBlock => "AppendBlock",
         }
     }
 
@@ -137,7 +143,10 @@ impl Operation {
             | O::SetBlobProperties
             | O::DeleteBlob
             | O::LeaseBlob
-            | O::BreakBlobLease => Resource::Object,
+            | O::BreakBlobLease
+            | O::SnapshotBlob
+            | O::SetBlobTier
+            | O::AppendBlock => Resource::Object,
         }
     }
 
@@ -158,9 +167,16 @@ impl Operation {
             O::Preflight => "",
             O::DeleteContainer | O::DeleteBlob => "d",
             O::PutBlob | O::CopyBlob | O::PutBlock | O::PutBlockList => "w",
-            O::SetBlobMetadata | O::SetBlobProperties => "w",
+            O::SetBlobMetadata | O::SetBlobProperties | O::SetBlobTier => "w",
+            O::SnapshotBlob => "cw",
+            O::AppendBlock => "a",
             O::GetBlockList | O::GetBlob | O::HeadBlob | O::GetBlobMetadata => "r",
         }
+    }
+
+    /// The parameter `snapshot` means something to it.
+    pub fn takes_snapshot(self) -> bool {
+        self.resource() != Resource::Object || self.reads_blob() || matches!(self, Self::DeleteBlob | Self::SetBlobTier)
     }
 
     /// `c` is enough to make a blob that does not exist.
@@ -215,13 +231,15 @@ fn check_sas(sas: &SasGrant, operation: Operation) -> Result<Allowed, StorageErr
             }
         }
         SasScope::Container if operation == Operation::ListBlobs => {}
-        SasScope::Container | SasScope::Blob => match operation.resource() {
+        SasScope::Container | SasScope::Blob | SasScope::Snapshot => match operation.resource() {
             Resource::Object => {}
             Resource::Container | Resource::Service => return Err(StorageError::AuthorizationFailure),
         },
     }
     let has = |letters: &str| letters.chars().any(|letter| sas.permissions.contains(letter));
-    if has(operation.letters()) {
+    // Tokens of accounts that may write may also add.
+    let adds = operation == Operation::AppendBlock && matches!(sas.scope, SasScope::Account { .. }) && has("w");
+    if has(operation.letters()) || adds {
         Ok(Allowed::Fully)
     } else if operation.creates() && has("c") {
         Ok(Allowed::OnlyNew)
@@ -269,6 +287,13 @@ mod tests {
             ("rc", O::BreakBlobLease, no, no),
             ("racwdl", O::LeaseContainer, "AuthorizationFailure", "AuthorizationFailure"),
             ("racwdl", O::BreakContainerLease, "AuthorizationFailure", "AuthorizationFailure"),
+            ("c", O::SnapshotBlob, "yes", "yes"),
+            ("w", O::SnapshotBlob, "yes", "yes"),
+            ("r", O::SnapshotBlob, no, no),
+            ("a", O::AppendBlock, "yes", "yes"),
+            ("wc", O::AppendBlock, no, no),
+            ("w", O::SetBlobTier, "yes", "yes"),
+            ("c", O::SetBlobTier, no, no),
             ("l", O::ListBlobs, "AuthorizationFailure", "yes"),
             ("r", O::ListBlobs, "AuthorizationFailure", no),
             ("racwdl", O::CreateContainer, "AuthorizationFailure", "AuthorizationFailure"),
@@ -297,6 +322,9 @@ mod tests {
             ("b", "sco", "w", O::GetBlob, "AuthorizationPermissionMismatch"),
             ("b", "sco", "racwdl", O::GetContainerAcl, "AuthorizationPermissionMismatch"),
             ("b", "o", "r", O::GetAccountInformation, "yes"),
+            ("b", "o", "w", O::AppendBlock, "yes"),
+            ("b", "o", "a", O::AppendBlock, "yes"),
+            ("b", "o", "c", O::AppendBlock, "AuthorizationPermissionMismatch"),
         ] {
             let scope = SasScope::Account { services: services.into(), resource_types: types.into() };
             let got = code(sas(scope, permissions).check(operation, PublicAccess::Private));

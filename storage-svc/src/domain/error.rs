@@ -26,7 +26,17 @@ pub enum StorageError {
     InvalidBlockList(String),
     #[error("The specified block id is invalid: it must be Base64 of 1 to 64 bytes.")]
     InvalidBlockId,
-    #[error("The blob has {0} uncommitted blocks; no more are allowed.")]
+    #[error("The blob type is invalid for this operation.")]
+    InvalidBlobType,
+    #[error("This operation is not permitted because the blob has snapshots.")]
+    SnapshotsPresent,
+    #[error("This operation is not permitted on an archived blob; set another tier first.")]
+    BlobArchived,
+    #[error("The append position condition specified was not met.")]
+    AppendPositionConditionNotMet,
+    #[error("The max blob size condition specified was not met.")]
+    MaxBlobSizeConditionNotMet,
+    #[error("The blob has {0} blocks (uncommitted, or appended) already; no more are allowed.")]
     BlockCountExceedsLimit(u64),
     #[error("The block list may not contain more than {0} blocks.")]
     BlockListTooLong(usize),
@@ -114,7 +124,7 @@ pub enum StorageError {
     CannotVerifyCopySource(&'static str),
     #[error("This server does not support the requested operation: {0}.")]
     NotImplemented(&'static str),
-    #[error("The client sent nothing for too long.")]
+    #[error("The client sent nothing for too long, or its own timeout is over; it may or may not have happened.")]
     OperationTimedOut,
     #[error("There is currently no lease on the blob.")]
     LeaseNotPresentWithBlobOperation,
@@ -159,6 +169,11 @@ impl StorageError {
             E::ResourceNotFound => ("ResourceNotFound", 404, K::NotFound),
             E::ContainerAlreadyExists => ("ContainerAlreadyExists", 409, K::AlreadyExists),
             E::BlobAlreadyExists => ("BlobAlreadyExists", 409, K::AlreadyExists),
+            E::InvalidBlobType => ("InvalidBlobType", 409, K::FailedPrecondition),
+            E::SnapshotsPresent => ("SnapshotsPresent", 409, K::FailedPrecondition),
+            E::BlobArchived => ("BlobArchived", 409, K::FailedPrecondition),
+            E::AppendPositionConditionNotMet => ("AppendPositionConditionNotMet", 412, K::ConditionNotMet),
+            E::MaxBlobSizeConditionNotMet => ("MaxBlobSizeConditionNotMet", 412, K::ConditionNotMet),
             E::InvalidBlobOrBlock => ("InvalidBlobOrBlock", 400, K::InvalidArgument),
             E::InvalidBlockList(_) => ("InvalidBlockList", 400, K::InvalidArgument),
             E::InvalidBlockId => ("InvalidBlockId", 400, K::InvalidArgument),

@@ -114,6 +114,76 @@ pub struct CopySource {
     pub completed: Timestamp,
 }
 
+/// How a blob's bytes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum BlobKind {
+    /// At once, or as a list of blocks.
+    #[default]
+    Block,
+    /// By adding to its end.
+    Append {
+        /// How often something was added.
+        blocks: u64,
+    },
+}
+
+/// How dear a blob's bytes are meant to be. A label, but for [`Tier::Archive`], whose
+/// bytes are not given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)] // Azure's names.
+pub enum Tier {
+    Hot,
+    Cool,
+    Cold,
+    Archive,
+}
+
+impl Tier {
+    /// Reads Azure's word.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Hot, Self::Cool, Self::Cold, Self::Archive].into_iter().find(|tier| tier.name() == text)
+    }
+
+    /// Azure's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hot => "Hot",
+            Self::Cool => "Cool",
+            Self::Cold => "Cold",
+            Self::Archive => "Archive",
+        }
+    }
+}
+
+/// A tier that somebody chose; blobs without one are [`Tier::Hot`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChosenTier {
+    /// Which.
+    pub tier: Tier,
+    /// When it was chosen.
+    pub since: Timestamp,
+}
+
+/// One blob, or one snapshot of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Address<'a> {
+    /// Owner.
+    pub account: &'a str,
+    /// Container it is in.
+    pub container: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// When the snapshot was taken; the blob itself if absent.
+    pub snapshot: Option<Timestamp>,
+}
+
+impl<'a> Address<'a> {
+    /// The blob itself.
+    pub fn blob(account: &'a str, container: &'a str, name: &'a str) -> Self {
+        Self { account, container, name, snapshot: None }
+    }
+}
+
 /// A blob without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
@@ -138,9 +208,23 @@ pub struct Blob {
     /// Who alone may write it.
     #[serde(default)]
     pub lease: Lease,
+    /// How it is written.
+    #[serde(default)]
+    pub kind: BlobKind,
+    /// If somebody chose one.
+    #[serde(default)]
+    pub tier: Option<ChosenTier>,
+    /// If this is a snapshot: when it was taken.
+    #[serde(default)]
+    pub snapshot: Option<Timestamp>,
 }
 
 impl Blob {
+    /// Whether its bytes are in the archive.
+    pub fn is_archived(&self) -> bool {
+        self.tier.is_some_and(|chosen| chosen.tier == Tier::Archive)
+    }
+
     /// What conditions are compared with.
     pub fn version(&self) -> Version<'_> {
         Version { etag: &self.etag, last_modified: self.last_modified }
@@ -169,6 +253,30 @@ pub struct Extent {
     pub length: u64,
 }
 
+/// Consecutive bytes of an append blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// The first `length` bytes of an object.
+    Object {
+        /// Which.
+        key: ObjectKey,
+        /// How many.
+        length: u64,
+    },
+    /// In the catalogue.
+    Bytes(Bytes),
+}
+
+impl Piece {
+    /// How many bytes.
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Object { length, .. } => *length,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+}
+
 /// A blob's bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -176,6 +284,8 @@ pub enum Content {
     Inline(Bytes),
     /// In objects, in this order.
     Objects(Vec<Extent>),
+    /// Of an append blob: in both, in this order.
+    Pieces(Vec<Piece>),
 }
 
 impl Content {
@@ -184,6 +294,7 @@ impl Content {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
             Self::Objects(extents) => extents.iter().map(|extent| extent.length).sum(),
+            Self::Pieces(pieces) => pieces.iter().map(Piece::length).sum(),
         }
     }
 }

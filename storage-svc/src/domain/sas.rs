@@ -25,6 +25,9 @@ pub const NEW_SAS_VERSION: &str = "2021-12-02";
 /// Tokens of services have signed the headers of answers since this version.
 const OVERRIDES_SINCE: &str = "2013-08-15";
 
+/// Tokens sign what kind of resource they are for, and a snapshot, since this version.
+const SNAPSHOTS_SINCE: &str = "2018-11-09";
+
 /// What stays as it is in the value of a query parameter.
 const VALUE: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -76,6 +79,8 @@ pub struct SasGrant {
 pub enum SasScope {
     /// The one blob of the request's path.
     Blob,
+    /// The snapshot that the request names, of the one blob of its path.
+    Snapshot,
     /// The container of the request's path.
     Container,
     /// Services and resource types, in letters.
@@ -159,7 +164,7 @@ impl Sas {
             fields.extend([self.sip.as_str(), &self.spr]);
         }
         fields.push(sv);
-        if sv >= "2018-11-09" {
+        if sv >= SNAPSHOTS_SINCE {
             let snapshot = if matches!(self.sr.as_str(), "bs" | "bv") { self.snapshot.as_str() } else { "" };
             fields.extend([self.sr.as_str(), snapshot]);
         }
@@ -197,8 +202,17 @@ impl Sas {
         if !is_version(&self.sv) || self.sv.as_str() < minimum {
             return Err(failed("sv is not a version of shared access signatures"));
         }
-        if !self.is_account() && !matches!(self.sr.as_str(), "b" | "c") {
-            return Err(failed("sr must be b or c"));
+        if !self.is_account() {
+            match self.sr.as_str() {
+                "b" | "c" => {}
+                "bs" if self.sv.as_str() < SNAPSHOTS_SINCE => {
+                    return Err(failed("sr=bs is not known to this version of shared access signatures"));
+                }
+                // The signature would be one for any blob that has no snapshot.
+                "bs" if self.snapshot.is_empty() => return Err(failed("sr=bs needs the parameter snapshot")),
+                "bs" => {}
+                _ => return Err(failed("sr must be b, bs or c")),
+            }
         }
         let text = self.string_to_sign(account, container, blob);
         if keys.iter().any(|key| key.verify_base64(text.as_bytes(), &self.sig)) {
@@ -252,6 +266,8 @@ impl Sas {
             SasScope::Account { services: self.ss, resource_types: self.srt }
         } else if self.sr == "c" {
             SasScope::Container
+        } else if self.sr == "bs" {
+            SasScope::Snapshot
         } else {
             SasScope::Blob
         };
@@ -369,6 +385,25 @@ mod tests {
             let sas = Sas { sig: sig.into(), ss, srt, sp, sr: String::new(), ..service(sv) };
             sas.verify(std::slice::from_ref(&key), ACCOUNT, "any", "").unwrap();
         }
+    }
+
+    #[test]
+    fn tokens_of_snapshots_are_for_one_snapshot() {
+        let key = SecretKey::generate();
+        let at = "2026-11-20T08:00:00.1234560Z";
+        let sas = Sas { sr: "bs".into(), snapshot: at.into(), ..service("2021-12-02") };
+        let sig = key.sign_base64(sas.string_to_sign(ACCOUNT, "cont", "b").as_bytes());
+        let sas = Sas { sig, ..sas };
+        let verify = |sas: &Sas| sas.verify(std::slice::from_ref(&key), ACCOUNT, "cont", "b").is_ok();
+        assert!(verify(&sas));
+        for other in ["2026-11-20T08:00:00.1234570Z", ""] {
+            assert!(!verify(&Sas { snapshot: other.into(), ..sas.clone() }), "{other}");
+        }
+        assert!(!verify(&Sas { sr: "b".into(), ..sas.clone() }), "the blob itself");
+        assert_eq!(grant(sas, None, 1).unwrap().scope, SasScope::Snapshot);
+        let old = Sas { sr: "bs".into(), ..service("2017-04-17") };
+        let sig = key.sign_base64(old.string_to_sign(ACCOUNT, "cont", "b").as_bytes());
+        assert!(!verify(&Sas { sig, snapshot: at.into(), ..old }), "does not sign the snapshot");
     }
 
     #[test]

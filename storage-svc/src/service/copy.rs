@@ -6,7 +6,7 @@ use kiln_etag::Conditions;
 
 use super::{Storage, io_error};
 use crate::domain::StorageError;
-use crate::domain::model::{Blob, Content, CopySource, Extent, INLINE_LIMIT};
+use crate::domain::model::{Address, Blob, BlobKind, Content, CopySource, Extent, INLINE_LIMIT, Piece};
 use crate::domain::names::{self, Metadata};
 use crate::store::{Guard, NewBlob};
 
@@ -42,7 +42,7 @@ impl Storage {
         names::check_blob(&copy.name)?;
         self.check_early(&copy.account, &copy.container, &copy.name, &copy.guard).await?;
         let source = self
-            .open(&copy.account, &copy.from_container, &copy.from_name, &copy.source_conditions, None)
+            .open(Address::blob(&copy.account, &copy.from_container, &copy.from_name), &copy.source_conditions, None)
             .await
             .map_err(|error| match error {
                 StorageError::ContainerNotFound => StorageError::BlobNotFound,
@@ -51,6 +51,7 @@ impl Storage {
             })?;
         let original = source.blob.clone();
         let mut stream = source.into_stream();
+        // An append blob stays one: its copy can be added to.
         let (content, written) = if original.length <= INLINE_LIMIT {
             let mut bytes = bytes::BytesMut::new();
             while let Some(piece) = stream.try_next().await.map_err(|error| io_error(&error))? {
@@ -67,6 +68,13 @@ impl Storage {
             let extent = Extent { block_id: None, object: written.key.clone(), length: written.length };
             (Content::Objects(vec![extent]), Some(written))
         };
+        let content = match (original.kind, content) {
+            (BlobKind::Append { .. }, Content::Inline(bytes)) => {
+                // An empty piece would count as one that was added.
+                Content::Pieces(if bytes.is_empty() { Vec::new() } else { vec![Piece::Bytes(bytes)] })
+            }
+            (_, content) => content,
+        };
         let new = NewBlob {
             container: copy.container,
             name: copy.name,
@@ -78,6 +86,8 @@ impl Storage {
                 source: copy.source_url,
                 completed: kiln_time::Timestamp::now(),
             }),
+            kind: original.kind,
+            tier: None,
         };
         self.commit_blob(copy.account, String::new(), new, written, copy.guard).await
     }

@@ -10,7 +10,7 @@ use kiln_etag::Conditions;
 use super::Storage;
 use crate::domain::StorageError;
 use crate::domain::condition;
-use crate::domain::model::{Blob, Content, ObjectKey};
+use crate::domain::model::{Address, Blob, Content, Piece};
 use crate::domain::range::{Span, WantedRange};
 
 /// Bytes on their way out.
@@ -32,22 +32,24 @@ impl Storage {
     /// meanwhile.
     ///
     /// # Errors
-    /// It does not exist, a condition does not hold, the range is behind its end.
+    /// It does not exist, a condition does not hold, the range is behind its end,
+    /// its bytes are in the archive.
     pub async fn open(
         &self,
-        account: &str,
-        container: &str,
-        name: &str,
+        of: Address<'_>,
         conditions: &Conditions,
         range: Option<WantedRange>,
     ) -> Result<Download, StorageError> {
-        let (blob, content) = match self.catalogue().blob_content(account, container, name).await {
+        let (blob, content) = match self.catalogue().blob_content(of).await {
             Err(StorageError::BlobNotFound) if conditions.if_match.is_some() => {
                 return Err(StorageError::ConditionNotMet);
             }
             found => found?,
         };
         condition::check_read(conditions, blob.version())?;
+        if blob.is_archived() {
+            return Err(StorageError::BlobArchived);
+        }
         let span = match range {
             Some(range) => range.within(blob.length)?,
             None => Span { start: 0, length: blob.length },
@@ -64,9 +66,7 @@ impl Download {
         let counted = move |piece: &Bytes| storage.metrics().bytes_out.inc_by(piece.len() as u64);
         match self.content {
             Content::Inline(bytes) => {
-                let start = usize::try_from(self.span.start).unwrap_or(usize::MAX).min(bytes.len());
-                let length = usize::try_from(self.span.length).unwrap_or(usize::MAX).min(bytes.len() - start);
-                let piece = bytes.slice(start..start + length);
+                let piece = cut(&bytes, self.span);
                 counted(&piece);
                 stream::once(std::future::ready(Ok(piece))).boxed()
             }
@@ -77,15 +77,47 @@ impl Download {
                     .map(move |(object, span)| Ok::<_, io::Error>(objects.read(&object, span)))
                     .try_flatten()
                     .inspect_ok(counted)
-                    .inspect_err(|error| tracing::error!(%error, "bytes of a blob could not be read"))
+                    .inspect_err(unreadable)
+                    .boxed()
+            }
+            Content::Pieces(pieces) => {
+                let parts = parts(
+                    pieces.into_iter().map(|piece| {
+                        let length = piece.length();
+                        (piece, length)
+                    }),
+                    self.span,
+                );
+                let objects = self.storage.objects().clone();
+                stream::iter(parts)
+                    .map(move |(piece, span)| {
+                        Ok::<_, io::Error>(match piece {
+                            Piece::Object { key, .. } => objects.read(&key, span),
+                            Piece::Bytes(bytes) => stream::once(std::future::ready(Ok(cut(&bytes, span)))).boxed(),
+                        })
+                    })
+                    .try_flatten()
+                    .inspect_ok(counted)
+                    .inspect_err(unreadable)
                     .boxed()
             }
         }
     }
 }
 
-/// The parts of consecutive objects that make up `span`.
-fn parts(objects: impl Iterator<Item = (ObjectKey, u64)>, span: Span) -> Vec<(ObjectKey, Span)> {
+fn unreadable(error: &io::Error) {
+    tracing::error!(%error, "bytes of a blob could not be read");
+}
+
+/// A part of bytes in memory.
+fn cut(bytes: &Bytes, span: Span) -> Bytes {
+    let start = usize::try_from(span.start).unwrap_or(usize::MAX).min(bytes.len());
+    let length = usize::try_from(span.length).unwrap_or(usize::MAX).min(bytes.len() - start);
+    bytes.slice(start..start + length)
+}
+
+/// The parts of consecutive things that make up `span`.
+fn parts<T>(objects: impl Iterator<Item = (T, u64)>, span: Span) -> Vec<(T, Span)> {
     let (first, end) = (span.start, span.start + span.length);
     let mut at = 0;
     let mut parts = Vec::new();
@@ -102,8 +134,9 @@ fn parts(objects: impl Iterator<Item = (ObjectKey, u64)>, span: Span) -> Vec<(Ob
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::model::ObjectKey;
 
-    fn cut(lengths: &[u64], start: u64, length: u64) -> Vec<(u64, u64, u64)> {
+    fn parts_of(lengths: &[u64], start: u64, length: u64) -> Vec<(u64, u64, u64)> {
         let objects = lengths.iter().enumerate().map(|(at, length)| (ObjectKey(at.to_string()), *length));
         parts(objects, Span { start, length })
             .into_iter()
@@ -113,10 +146,10 @@ mod tests {
 
     #[test]
     fn ranges_over_several_objects() {
-        assert_eq!(cut(&[10, 0, 5, 10], 0, 25), [(0, 0, 10), (2, 0, 5), (3, 0, 10)]);
-        assert_eq!(cut(&[10, 0, 5, 10], 9, 7), [(0, 9, 1), (2, 0, 5), (3, 0, 1)]);
-        assert_eq!(cut(&[10, 5], 10, 1), [(1, 0, 1)]);
-        assert_eq!(cut(&[10, 5], 3, 0), []);
-        assert_eq!(cut(&[], 0, 0), []);
+        assert_eq!(parts_of(&[10, 0, 5, 10], 0, 25), [(0, 0, 10), (2, 0, 5), (3, 0, 10)]);
+        assert_eq!(parts_of(&[10, 0, 5, 10], 9, 7), [(0, 9, 1), (2, 0, 5), (3, 0, 1)]);
+        assert_eq!(parts_of(&[10, 5], 10, 1), [(1, 0, 1)]);
+        assert_eq!(parts_of(&[10, 5], 3, 0), []);
+        assert_eq!(parts_of(&[], 0, 0), []);
     }
 }

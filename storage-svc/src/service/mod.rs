@@ -1,10 +1,11 @@
 //! What storage does, for both fronts.
 //!
 //! [`Storage`] joins the catalogue and the objects: bytes first, durable, then
-//! the row that names them. [`upload`] receives, [`download`] sends, [`copy`]
-//! does both; the rest passes to the catalogue with a stamp.
+//! the row that names them. [`upload`] and [`append`] receive, [`download`] sends,
+//! [`copy`] does both; the rest passes to the catalogue with a stamp.
 
 mod accounts;
+mod append;
 mod copy;
 mod download;
 mod upload;
@@ -20,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::store::{Catalogue, Stamp};
 
+pub use append::AppendBlock;
 pub use copy::CopyRequest;
 pub use download::{ByteStream, Download};
 pub use upload::{Body, Expected, Put, PutBlob, PutBlock};
@@ -36,14 +38,15 @@ struct Inner {
     objects: Objects,
     etags: EtagSource,
     accounts: accounts::Cache,
+    merging: append::Merging,
     metrics: Metrics,
 }
 
 impl Storage {
     /// Joins a catalogue and its objects.
     pub fn new(catalogue: Arc<dyn Catalogue>, objects: Objects, metrics: Metrics) -> Self {
-        let (etags, accounts) = (EtagSource::default(), accounts::Cache::default());
-        Self { inner: Arc::new(Inner { catalogue, objects, etags, accounts, metrics }) }
+        let (etags, accounts, merging) = Default::default();
+        Self { inner: Arc::new(Inner { catalogue, objects, etags, accounts, merging, metrics }) }
     }
 
     /// The catalogue.

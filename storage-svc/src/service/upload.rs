@@ -10,7 +10,8 @@ use super::{Storage, io_error};
 use crate::domain::StorageError;
 use crate::domain::condition;
 use crate::domain::lease::{Lease, Leased};
-use crate::domain::model::{Blob, BlobProperties, Content, Extent, INLINE_LIMIT, MAX_BLOCK, MAX_PUT_BLOB};
+use crate::domain::limits::Limits;
+use crate::domain::model::{Address, Blob, BlobKind, BlobProperties, ChosenTier, Content, Extent, INLINE_LIMIT, Tier};
 use crate::domain::names::{self, Metadata};
 use crate::objects::{Checksums, Hasher, ObjectWriter, Written};
 use crate::store::{BlockList, Guard, NewBlob, NewBlock, Once};
@@ -27,6 +28,8 @@ pub struct Expected {
     pub md5: Option<[u8; 16]>,
     /// Their CRC-64.
     pub crc64: Option<[u8; 8]>,
+    /// It shall be computed also if the sender did not say it.
+    pub answer_crc64: bool,
 }
 
 /// A blob that is about to come in.
@@ -42,8 +45,12 @@ pub struct PutBlob {
     pub properties: BlobProperties,
     /// Given by the client.
     pub metadata: Metadata,
+    /// If the client chose one.
+    pub tier: Option<Tier>,
     /// Checked against the bytes.
     pub expected: Expected,
+    /// How many they may be.
+    pub limits: Limits,
     /// When it may be written.
     pub guard: Guard,
     /// For safe repetition; may be empty.
@@ -63,6 +70,8 @@ pub struct PutBlock {
     pub id: String,
     /// Checked against the bytes.
     pub expected: Expected,
+    /// How many they may be.
+    pub limits: Limits,
     /// When it may be written; conditions do not count.
     pub guard: Guard,
 }
@@ -77,7 +86,7 @@ pub struct Put {
 }
 
 /// Bytes that came in and are complete.
-enum Received {
+pub(super) enum Received {
     Small { bytes: Bytes, checksums: Checksums },
     Large(Written),
 }
@@ -94,7 +103,7 @@ impl Storage {
         if put.request_id.is_empty() {
             self.check_early(&put.account, &put.container, &put.name, &put.guard).await?;
         }
-        let received = self.receive(body, put.expected, MAX_PUT_BLOB, INLINE_LIMIT).await?;
+        let received = self.receive(body, put.expected, put.limits.put_blob, INLINE_LIMIT).await?;
         let (content, written, checksums) = match received {
             Received::Small { bytes, checksums } => (Content::Inline(bytes), None, checksums),
             Received::Large(written) => {
@@ -105,8 +114,10 @@ impl Storage {
         };
         let mut properties = put.properties;
         properties.content_md5 = properties.content_md5.or(Some(checksums.md5));
+        let tier = put.tier.map(|tier| ChosenTier { tier, since: Timestamp::now() });
         let PutBlob { account, container, name, metadata, guard, request_id, .. } = put;
-        let blob = NewBlob { container, name, properties, metadata, content, copy: None };
+        let kind = BlobKind::Block;
+        let blob = NewBlob { container, name, properties, metadata, content, copy: None, kind, tier };
         let blob = self.commit_blob(account, request_id, blob, written, guard).await?;
         Ok(Put { blob, checksums })
     }
@@ -145,7 +156,7 @@ impl Storage {
         let found = self.current(&put.account, &put.container, &put.blob).await?;
         lease_of(found.as_ref()).check_write(Leased::Blob, put.guard.lease.as_deref(), Timestamp::now())?;
         // Blocks are never small ones: a list refers to them without copying.
-        let Received::Large(written) = self.receive(body, put.expected, MAX_BLOCK, 0).await? else {
+        let Received::Large(written) = self.receive(body, put.expected, put.limits.put_block, 0).await? else {
             return Err(StorageError::InternalError);
         };
         let checksums = written.checksums;
@@ -190,7 +201,7 @@ impl Storage {
 
     /// The blob, if there is one in this container, which must exist.
     async fn current(&self, account: &str, container: &str, name: &str) -> Result<Option<Blob>, StorageError> {
-        match self.catalogue().blob(account, container, name).await {
+        match self.catalogue().blob(Address::blob(account, container, name)).await {
             Ok(blob) => Ok(Some(blob)),
             Err(StorageError::BlobNotFound) => Ok(None),
             Err(error) => Err(error),
@@ -198,7 +209,7 @@ impl Storage {
     }
 
     /// Takes all bytes; up to `inline` of them stay in memory.
-    async fn receive(
+    pub(super) async fn receive(
         &self,
         mut body: Body<'_>,
         expected: Expected,
@@ -208,7 +219,7 @@ impl Storage {
         if expected.length.is_some_and(|length| length > limit) {
             return Err(StorageError::RequestBodyTooLarge(limit));
         }
-        let crc64 = expected.crc64.is_some();
+        let crc64 = expected.crc64.is_some() || expected.answer_crc64;
         let mut start = BytesMut::new();
         let mut writer: Option<ObjectWriter> = None;
         let mut length = 0;
@@ -264,20 +275,20 @@ fn lease_of(blob: Option<&Blob>) -> &Lease {
 
 /// Whether the row may exist in spite of the error. Only the store itself can
 /// fail without an answer; every refusal was rolled back.
-fn may_be_committed(error: &StorageError) -> bool {
+pub(super) fn may_be_committed(error: &StorageError) -> bool {
     matches!(error, StorageError::InternalError | StorageError::ServerBusy)
 }
 
 /// Keeps the bytes if a row (maybe) names them; else they go. What is kept
 /// without a row is found at the next start.
-fn settle(written: Option<Written>, named: bool) {
+pub(super) fn settle(written: Option<Written>, named: bool) {
     if let (Some(written), true) = (written, named) {
         written.keep();
     }
 }
 
 /// Finishes `work` even if the caller is dropped.
-async fn detached<T: Send + 'static>(
+pub(super) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, StorageError>> + Send + 'static,
 ) -> Result<T, StorageError> {
     kiln_telemetry::spawn(work).await.unwrap_or_else(|error| {

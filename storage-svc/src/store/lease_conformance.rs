@@ -33,7 +33,7 @@ async fn of_blobs(c: &dyn Catalogue) {
     let (leased, answer) = lease("a").await.unwrap();
     assert_eq!((leased.lease.state(), answer), ("leased", LeaseAnswer::Held("a".into())));
     assert_eq!((&leased.etag, leased.last_modified), (&made.etag, made.last_modified), "a lease is no write");
-    assert_eq!(c.blob("lb", "cont", "b").await.unwrap(), leased);
+    assert_eq!(c.blob(Address::blob("lb", "cont", "b")).await.unwrap(), leased);
     assert_eq!(code(lease("b").await), "LeaseAlreadyPresent");
 
     let metadata = || BlobChange::Metadata(Metadata::new());
@@ -47,10 +47,10 @@ async fn of_blobs(c: &dyn Catalogue) {
         if guard.conditions == Conditions::default() {
             assert_eq!(code(c.put_block(stamp("lb", ""), block("b", "AAAA", "l3"), guard.clone()).await), expected);
             assert_eq!(code(c.change_blob(stamp("lb", "e2"), "cont", "b", guard.clone(), metadata()).await), expected);
-            assert_eq!(code(c.delete_blob(stamp("lb", ""), "cont", "b", guard).await), expected);
+            assert_eq!(code(c.delete_blob(stamp("lb", ""), "cont", "b", guard, Deletion::Blob).await), expected);
         }
     }
-    assert_eq!(c.blob("lb", "cont", "b").await.unwrap(), leased, "nothing has changed");
+    assert_eq!(c.blob(Address::blob("lb", "cont", "b")).await.unwrap(), leased, "nothing has changed");
     assert_eq!(code(c.put_block(stamp("lb", ""), block("b", "AAAA", "l4"), held("a")).await), "ok");
     let list = list("b", &[(BlockSource::Latest, "AAAA")]);
     let written = c.put_block_list(stamp("lb", "e3"), list, held("a")).await.unwrap();
@@ -58,8 +58,8 @@ async fn of_blobs(c: &dyn Catalogue) {
     let written = c.put_blob(stamp("lb", "e4"), large("b", "l5"), held("a")).await.unwrap().answer;
     assert_eq!(written.lease.state(), "leased");
     assert_eq!(code(c.change_blob(stamp("lb", "e5"), "cont", "b", held("a"), metadata()).await), "ok");
-    assert_eq!(c.blob("lb", "cont", "b").await.unwrap().lease.id(), Some("a"));
-    assert_eq!(code(c.delete_blob(stamp("lb", ""), "cont", "b", held("a")).await), "ok");
+    assert_eq!(c.blob(Address::blob("lb", "cont", "b")).await.unwrap().lease.id(), Some("a"));
+    assert_eq!(code(c.delete_blob(stamp("lb", ""), "cont", "b", held("a"), Deletion::Blob).await), "ok");
     let new = c.put_blob(stamp("lb", "e6"), large("b", "l6"), Guard::default()).await.unwrap().answer;
     assert_eq!(new.lease, Lease::Available, "a lease goes with its blob");
     let refused = c.put_blob(stamp("lb", "e7"), large("n", "l7"), held("a")).await;
@@ -84,7 +84,7 @@ async fn forgotten_by_writes(c: &dyn Catalogue) {
     let change = |seconds| c.change_blob(at(seconds, "lf", "e3"), "cont", "b", Guard::default(), change());
     assert_eq!(code(change(51).await), "LeaseIdMissing");
     assert_eq!(code(change(52).await), "ok");
-    assert_eq!(c.blob("lf", "cont", "b").await.unwrap().lease, Lease::Available);
+    assert_eq!(c.blob(Address::blob("lf", "cont", "b")).await.unwrap().lease, Lease::Available);
 }
 
 async fn of_containers(c: &dyn Catalogue) {

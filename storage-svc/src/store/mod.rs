@@ -13,6 +13,8 @@
 
 #[cfg(test)]
 pub mod conformance;
+#[cfg(test)]
+pub mod kind_conformance;
 pub mod sql;
 
 use std::collections::HashSet;
@@ -23,11 +25,12 @@ use kiln_etag::Conditions;
 use kiln_time::Timestamp;
 
 use crate::domain::StorageError;
+use crate::domain::append::{Loose, Position};
 use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{
-    Account, Blob, BlobProperties, BlockInfo, BlockSource, Container, Content, CopySource, ObjectKey, PublicAccess,
-    StoredPolicy,
+    Account, Address, Blob, BlobKind, BlobProperties, BlockInfo, BlockSource, ChosenTier, Container, Content,
+    CopySource, ObjectKey, Piece, PublicAccess, StoredPolicy, Tier,
 };
 use crate::domain::names::Metadata;
 
@@ -89,6 +92,10 @@ pub struct NewBlob {
     pub content: Content,
     /// If it is a copy.
     pub copy: Option<CopySource>,
+    /// How it is written.
+    pub kind: BlobKind,
+    /// If the client chose one.
+    pub tier: Option<ChosenTier>,
 }
 
 /// A blob that is made of blocks.
@@ -104,6 +111,58 @@ pub struct BlockList {
     pub metadata: Metadata,
     /// Block ids in order, and where each is looked for.
     pub blocks: Vec<(BlockSource, String)>,
+    /// If the client chose one.
+    pub tier: Option<ChosenTier>,
+}
+
+/// Bytes that are about to be added to an append blob.
+#[derive(Debug, Clone)]
+pub struct NewPiece {
+    /// Container of the blob.
+    pub container: String,
+    /// The blob, which must exist.
+    pub blob: String,
+    /// The bytes, durable already if they are an object.
+    pub piece: Piece,
+    /// Where the client expects to write.
+    pub position: Position,
+}
+
+/// What an append did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The blob after it.
+    pub blob: Blob,
+    /// Where the bytes are in it.
+    pub offset: u64,
+    /// The pieces of the blob that are not in objects, this one included.
+    pub loose: Loose,
+}
+
+/// Consecutive pieces of an append blob that are still in the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LooseRun {
+    /// Of the content, known to the catalogue.
+    pub content: i64,
+    /// Place of the first piece.
+    pub first: u64,
+    /// Place of the last piece.
+    pub last: u64,
+    /// All their bytes.
+    pub bytes: bytes::Bytes,
+}
+
+/// What is deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// The blob, which must not have snapshots.
+    Blob,
+    /// The blob and its snapshots.
+    WithSnapshots,
+    /// All snapshots; the blob stays.
+    Snapshots,
+    /// The one that was taken at this moment.
+    Snapshot(Timestamp),
 }
 
 /// A block that is about to be.
@@ -151,28 +210,56 @@ pub struct BlobQuery {
     pub prefix: String,
     /// Cut names behind the first of these after the prefix; empty: do not.
     pub delimiter: String,
-    /// First name to look at, itself included.
-    pub from: String,
+    /// First entry to look at, itself included; absent: the first there is.
+    pub from: Option<BlobPosition>,
     /// Entries at most; at least 1.
     pub limit: usize,
+    /// Snapshots, too.
+    pub snapshots: bool,
+    /// Blobs that have only uncommitted blocks, too.
+    pub uncommitted: bool,
+}
+
+/// A place in a list of blobs: names in order; of one name the snapshots by
+/// their age, then the blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobPosition {
+    /// Name of the blob.
+    pub name: String,
+    /// One of its snapshots; the blob itself if absent.
+    pub snapshot: Option<Timestamp>,
+}
+
+impl BlobPosition {
+    /// Before everything of the first name that is not before `name`.
+    pub fn before(name: String) -> Self {
+        Self { name, snapshot: Some(Timestamp::from_micros(i64::MIN)) }
+    }
 }
 
 /// An entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobEntry {
-    /// A blob.
+    /// A blob or a snapshot.
     Blob(Box<Blob>),
+    /// A blob that has only uncommitted blocks.
+    Uncommitted {
+        /// Its name.
+        name: String,
+        /// When the last block was put.
+        time: Timestamp,
+    },
     /// All blobs whose names begin with this.
     Prefix(String),
 }
 
 /// A part of a list, in the order of names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Page<T> {
+pub struct Page<T, P = String> {
     /// The entries.
     pub entries: Vec<T>,
     /// Where the next part begins; absent at the end.
-    pub next: Option<String>,
+    pub next: Option<P>,
 }
 
 /// The blocks of a blob.
@@ -231,10 +318,10 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         action: LeaseAction,
     ) -> Result<(Container, LeaseAnswer), StorageError>;
 
-    /// A blob without its bytes.
-    async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError>;
-    /// A blob and where its bytes are, of one moment.
-    async fn blob_content(&self, account: &str, container: &str, name: &str) -> Result<(Blob, Content), StorageError>;
+    /// A blob or snapshot without its bytes.
+    async fn blob(&self, of: Address<'_>) -> Result<Blob, StorageError>;
+    /// A blob or snapshot and where its bytes are, of one moment.
+    async fn blob_content(&self, of: Address<'_>) -> Result<(Blob, Content), StorageError>;
     /// Makes or replaces a blob; uncommitted blocks of its name are dropped.
     async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError>;
     /// Replaces metadata or headers.
@@ -246,8 +333,15 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         guard: Guard,
         change: BlobChange,
     ) -> Result<Blob, StorageError>;
-    /// Removes a blob and its uncommitted blocks.
-    async fn delete_blob(&self, stamp: Stamp, container: &str, name: &str, guard: Guard) -> Result<(), StorageError>;
+    /// Removes a blob with its uncommitted blocks, or snapshots.
+    async fn delete_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        guard: Guard,
+        what: Deletion,
+    ) -> Result<(), StorageError>;
     /// Does a lease operation on a blob, and gives it as it is then.
     async fn lease_blob(
         &self,
@@ -257,20 +351,45 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
         conditions: Conditions,
         action: LeaseAction,
     ) -> Result<(Blob, LeaseAnswer), StorageError>;
+    /// Keeps the blob as it is under the time of the stamp, or a later one if that is taken. With
+    /// `metadata` the snapshot has this and is itself written now. The lease may be named, and need not.
+    async fn take_snapshot(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        guard: Guard,
+        metadata: Option<Metadata>,
+    ) -> Result<Blob, StorageError>;
+    /// Chooses a tier of a block blob or snapshot; its version stays. The lease `given` may be named, and need not.
+    async fn set_tier(
+        &self,
+        of: Address<'_>,
+        now: Timestamp,
+        tier: Tier,
+        given: Option<String>,
+    ) -> Result<(), StorageError>;
     /// Blobs of a container.
     async fn list_blobs(
         &self,
         account: &str,
         container: &str,
         query: BlobQuery,
-    ) -> Result<Page<BlobEntry>, StorageError>;
+    ) -> Result<Page<BlobEntry, BlobPosition>, StorageError>;
 
     /// Adds an uncommitted block, or replaces the one of this id. Conditions of the guard do not count.
     async fn put_block(&self, stamp: Stamp, block: NewBlock, guard: Guard) -> Result<(), StorageError>;
     /// Makes or replaces a blob out of blocks; all others are dropped.
     async fn put_block_list(&self, stamp: Stamp, list: BlockList, guard: Guard) -> Result<Blob, StorageError>;
-    /// The blocks of a blob.
-    async fn blocks(&self, account: &str, container: &str, name: &str) -> Result<Blocks, StorageError>;
+    /// The blocks of a blob or snapshot.
+    async fn blocks(&self, of: Address<'_>) -> Result<Blocks, StorageError>;
+
+    /// Adds to the end of an append blob.
+    async fn append(&self, stamp: Stamp, piece: NewPiece, guard: Guard) -> Result<Appended, StorageError>;
+    /// The loose pieces of an append blob, by runs in their order.
+    async fn loose(&self, account: &str, container: &str, name: &str) -> Result<Vec<LooseRun>, StorageError>;
+    /// Puts `object`, which has the bytes of the run, in its place; `false` if the run is not there any more.
+    async fn merge(&self, run: LooseRun, object: ObjectKey) -> Result<bool, StorageError>;
 
     /// Objects that lost their last row before `before`.
     async fn garbage(&self, before: Timestamp, limit: usize) -> Result<Vec<ObjectKey>, StorageError>;

@@ -1,21 +1,23 @@
 //! Blobs: write, change, delete.
 
 use kiln_store::sql::{Connection, params};
+use kiln_time::Timestamp;
 
-use super::rows::{self, Outcome, Sql};
+use super::rows::{self, Key, Outcome, Sql};
+use super::snapshots;
 use crate::domain::StorageError;
 use crate::domain::condition;
 use crate::domain::lease::{Lease, Leased};
-use crate::domain::model::{Blob, Content};
-use crate::store::{BlobChange, Guard, NewBlob, Once, Stamp};
+use crate::domain::model::{Blob, BlobKind, ChosenTier, Content, Tier};
+use crate::store::{BlobChange, Deletion, Guard, NewBlob, Once, Stamp};
 
 pub const CREATED: &str = "storage.blob.created";
 pub const DELETED: &str = "storage.blob.deleted";
 
-pub fn with_content(c: &Connection, account: &str, container: &str, name: &str) -> Outcome<(Blob, Content)> {
-    let (container_id, _) = rows::container(c, account, container)?;
-    let (id, blob) = rows::blob(c, container_id, container, name)?.ok_or(StorageError::BlobNotFound)?;
-    Ok((blob, rows::content(c, id)?))
+pub fn with_content(c: &Connection, of: &Key) -> Outcome<(Blob, Content)> {
+    let (id, blob) = of.get(c)?;
+    let content = rows::content(c, id, &blob)?;
+    Ok((blob, content))
 }
 
 pub fn put(c: &Connection, stamp: &Stamp, new: NewBlob, guard: &Guard) -> Outcome<Once<Blob>> {
@@ -29,7 +31,6 @@ pub fn put(c: &Connection, stamp: &Stamp, new: NewBlob, guard: &Guard) -> Outcom
         if let Some((id, _)) = current {
             lost.extend(rows::remove_blob(c, id)?);
         }
-        rows::discard(c, &lost, stamp.now)?;
         let blob = Blob {
             container: new.container,
             name: new.name,
@@ -41,8 +42,12 @@ pub fn put(c: &Connection, stamp: &Stamp, new: NewBlob, guard: &Guard) -> Outcom
             metadata: new.metadata,
             copy: new.copy,
             lease,
+            kind: new.kind,
+            tier: new.tier,
+            snapshot: None,
         };
         rows::insert_blob(c, container_id, &blob, &new.content)?;
+        rows::discard(c, &lost, stamp.now)?;
         rows::announce(c, stamp, CREATED, &blob)?;
         Ok(blob)
     })
@@ -65,7 +70,7 @@ pub fn check_lease(guard: &Guard, current: Option<&Blob>, stamp: &Stamp) -> Outc
 }
 
 /// Whether an existing blob may be written or deleted; gives it with the lease it has then.
-fn writable(c: &Connection, stamp: &Stamp, container: &str, name: &str, guard: &Guard) -> Outcome<(i64, Blob)> {
+pub fn writable(c: &Connection, stamp: &Stamp, container: &str, name: &str, guard: &Guard) -> Outcome<(i64, Blob)> {
     let (container_id, _) = rows::container(c, &stamp.account, container)?;
     let Some((id, mut blob)) = rows::blob(c, container_id, container, name)? else {
         condition::check_write(&guard.conditions, None)?;
@@ -107,14 +112,68 @@ pub fn change(
     Ok(blob)
 }
 
-pub fn delete(c: &Connection, stamp: &Stamp, container: &str, name: &str, guard: &Guard) -> Outcome<()> {
+/// Chooses a tier; neither ETag nor time of the blob change.
+pub fn set_tier(c: &Connection, of: &Key, now: Timestamp, tier: Tier, lease: Option<&str>) -> Outcome<()> {
+    let (container_id, _) = rows::container(c, &of.account, &of.container)?;
+    let (_, blob) = of.get(c)?;
+    blob.lease.check_read(Leased::Blob, lease, now)?;
+    if blob.kind != BlobKind::Block {
+        return Err(StorageError::InvalidBlobType);
+    }
+    let chosen = rows::to_json(&ChosenTier { tier, since: now })?;
+    match of.snapshot {
+        None => c
+            .prepare_cached("UPDATE blobs SET tier = ?3 WHERE container = ?1 AND name = ?2")
+            .sql()?
+            .execute(params![container_id, of.name, chosen]),
+        Some(at) => c
+            .prepare_cached("UPDATE snapshots SET tier = ?4 WHERE container = ?1 AND name = ?2 AND snapshot = ?3")
+            .sql()?
+            .execute(params![container_id, of.name, at.as_micros(), chosen]),
+    }
+    .sql()?;
+    Ok(())
+}
+
+pub fn delete(
+    c: &Connection,
+    stamp: &Stamp,
+    container: &str,
+    name: &str,
+    guard: &Guard,
+    what: Deletion,
+) -> Outcome<()> {
     rows::once(c, stamp, "DeleteBlob", || {
         let (container_id, _) = rows::container(c, &stamp.account, container)?;
-        let (id, blob) = writable(c, stamp, container, name, guard)?;
-        let mut lost = rows::remove_blob(c, id)?;
-        lost.extend(rows::remove_staged(c, container_id, name)?.into_iter().map(|extent| extent.object));
-        rows::discard(c, &lost, stamp.now)?;
-        rows::announce(c, stamp, DELETED, &blob)
+        let found = match what {
+            Deletion::Blob | Deletion::WithSnapshots => Some(writable(c, stamp, container, name, guard)?),
+            Deletion::Snapshot(at) => rows::snapshot(c, container_id, container, name, at)?,
+            Deletion::Snapshots => rows::blob(c, container_id, container, name)?,
+        };
+        let Some((id, blob)) = found else {
+            condition::check_write(&guard.conditions, None)?;
+            return Err(StorageError::BlobNotFound);
+        };
+        if matches!(what, Deletion::Snapshot(_) | Deletion::Snapshots) {
+            // They are not leased themselves.
+            condition::check_write(&guard.conditions, Some(blob.version()))?;
+            blob.lease.check_read(Leased::Blob, guard.lease.as_deref(), stamp.now)?;
+        }
+        let mut lost = match what {
+            Deletion::Snapshot(at) => snapshots::remove(c, container_id, name, Some(at))?,
+            Deletion::WithSnapshots | Deletion::Snapshots => snapshots::remove(c, container_id, name, None)?,
+            Deletion::Blob if snapshots::exist(c, container_id, name)? => return Err(StorageError::SnapshotsPresent),
+            Deletion::Blob => Vec::new(),
+        };
+        match what {
+            Deletion::Snapshot(_) | Deletion::Snapshots => rows::discard(c, &lost, stamp.now),
+            Deletion::Blob | Deletion::WithSnapshots => {
+                lost.extend(rows::remove_blob(c, id)?);
+                lost.extend(rows::remove_staged(c, container_id, name)?.into_iter().map(|extent| extent.object));
+                rows::discard(c, &lost, stamp.now)?;
+                rows::announce(c, stamp, DELETED, &blob)
+            }
+        }
     })?;
     Ok(())
 }

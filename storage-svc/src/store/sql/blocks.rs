@@ -5,17 +5,22 @@ use std::collections::{HashMap, HashSet};
 use kiln_store::sql::{Connection, OptionalExtension, params};
 
 use super::blobs::{CREATED, check_guard, check_lease};
-use super::rows::{self, Outcome, Sql};
+use super::rows::{self, Key, Outcome, Sql};
 use crate::domain::StorageError;
-use crate::domain::model::{Blob, BlockInfo, BlockSource, Content, Extent, MAX_BLOCKS, MAX_UNCOMMITTED, ObjectKey};
+use crate::domain::model::{
+    Blob, BlobKind, BlockInfo, BlockSource, Content, Extent, MAX_BLOCKS, MAX_UNCOMMITTED, ObjectKey,
+};
 use crate::domain::names;
 use crate::store::{BlockList, Blocks, Guard, NewBlock, Stamp};
 
 pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, guard: &Guard) -> Outcome<()> {
     let (container_id, _) = rows::container(c, &stamp.account, &block.container)?;
     let current = rows::blob(c, container_id, &block.container, &block.blob)?.map(|(_, blob)| blob);
-    if guard.only_new && current.is_some() {
-        return Err(StorageError::AuthorizationPermissionMismatch);
+    if let Some(blob) = &current {
+        if guard.only_new {
+            return Err(StorageError::AuthorizationPermissionMismatch);
+        }
+        check_kind(blob)?;
     }
     // The blob itself does not change: a lease that is over stays what it is.
     check_lease(guard, current.as_ref(), stamp)?;
@@ -38,10 +43,7 @@ pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, guard: &Guard) -> Ou
         .optional()
         .sql()?;
     let count = match replaced {
-        Some(object) => {
-            rows::discard(c, [&ObjectKey(object)], stamp.now)?;
-            count
-        }
+        Some(_) => count,
         None if rows::length(count) >= MAX_UNCOMMITTED => {
             return Err(StorageError::BlockCountExceedsLimit(MAX_UNCOMMITTED));
         }
@@ -61,7 +63,14 @@ pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, guard: &Guard) -> Ou
     .sql()?
     .execute(params![container_id, block.blob, count, id_length, stamp.now.as_micros()])
     .sql()?;
-    Ok(())
+    rows::discard(c, replaced.map(ObjectKey).as_ref(), stamp.now)
+}
+
+fn check_kind(blob: &Blob) -> Outcome<()> {
+    match blob.kind {
+        BlobKind::Block => Ok(()),
+        BlobKind::Append { .. } => Err(StorageError::InvalidBlobType),
+    }
 }
 
 pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> Outcome<Blob> {
@@ -72,14 +81,15 @@ pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> 
     let current = rows::blob(c, container_id, &list.container, &list.name)?;
     let lease = check_guard(guard, current.as_ref().map(|(_, blob)| blob), stamp)?;
     let committed = match &current {
-        Some((id, _)) => rows::extents(c, *id)?,
+        Some((id, blob)) => {
+            check_kind(blob)?;
+            rows::extents(c, *id)?
+        }
         None => Vec::new(),
     };
     let uncommitted = rows::remove_staged(c, container_id, &list.name)?;
     let extents = resolve(&list.blocks, &committed, &uncommitted)?;
-    let kept: HashSet<&ObjectKey> = extents.iter().map(|extent| &extent.object).collect();
-    let lost = committed.iter().chain(&uncommitted).map(|extent| &extent.object).filter(|key| !kept.contains(key));
-    rows::discard(c, lost, stamp.now)?;
+    let kept: HashSet<ObjectKey> = extents.iter().map(|extent| extent.object.clone()).collect();
     let created = current.as_ref().map_or(stamp.now, |(_, blob)| blob.created);
     if let Some((id, _)) = current {
         rows::remove_blob(c, id)?;
@@ -96,8 +106,13 @@ pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> 
         metadata: list.metadata,
         copy: None,
         lease,
+        kind: BlobKind::Block,
+        tier: list.tier,
+        snapshot: None,
     };
     rows::insert_blob(c, container_id, &blob, &content)?;
+    let lost = committed.iter().chain(&uncommitted).map(|extent| &extent.object).filter(|key| !kept.contains(*key));
+    rows::discard(c, lost, stamp.now)?;
     rows::announce(c, stamp, CREATED, &blob)?;
     Ok(blob)
 }
@@ -120,17 +135,23 @@ fn resolve(list: &[(BlockSource, String)], committed: &[Extent], uncommitted: &[
         .collect()
 }
 
-pub fn of_blob(c: &Connection, account: &str, container: &str, name: &str) -> Outcome<Blocks> {
-    let (container_id, _) = rows::container(c, account, container)?;
-    let current = rows::blob(c, container_id, container, name)?;
+pub fn of_blob(c: &Connection, of: &Key) -> Outcome<Blocks> {
+    let (current, uncommitted) = match of.snapshot {
+        Some(_) => (Some(of.get(c)?), Vec::new()),
+        None => {
+            let (container_id, _) = rows::container(c, &of.account, &of.container)?;
+            let current = rows::blob(c, container_id, &of.container, &of.name)?;
+            (current, rows::staged(c, container_id, &of.name)?)
+        }
+    };
     let committed = match &current {
-        Some((id, _)) => rows::extents(c, *id)?,
+        Some((id, blob)) => {
+            check_kind(blob)?;
+            rows::extents(c, *id)?
+        }
+        None if uncommitted.is_empty() => return Err(StorageError::BlobNotFound),
         None => Vec::new(),
     };
-    let uncommitted = rows::staged(c, container_id, name)?;
-    if current.is_none() && uncommitted.is_empty() {
-        return Err(StorageError::BlobNotFound);
-    }
     let infos = |extents: Vec<Extent>| -> Vec<BlockInfo> {
         extents.into_iter().filter_map(|e| Some(BlockInfo { id: e.block_id?, length: e.length })).collect()
     };

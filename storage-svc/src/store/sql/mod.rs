@@ -1,9 +1,10 @@
 //! The catalogue in SQL, whichever database is behind it.
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
-//! same name: [`containers`], [`blobs`], [`blocks`], [`leases`], [`list`],
-//! [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
+//! same name: [`containers`], [`blobs`], [`snapshots`], [`blocks`], [`append`],
+//! [`leases`], [`list`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
 
+mod append;
 mod blobs;
 mod blocks;
 mod containers;
@@ -11,6 +12,7 @@ mod leases;
 mod list;
 mod properties;
 mod rows;
+mod snapshots;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -21,13 +23,14 @@ use kiln_store::{Database, Durability, Migration, StoreConfig, StoreError};
 use kiln_time::Timestamp;
 
 use super::{
-    BlobChange, BlobEntry, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, Guard, NewBlob, NewBlock, Once,
-    Page, Stamp,
+    Appended, BlobChange, BlobEntry, BlobPosition, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, Deletion,
+    Guard, LooseRun, NewBlob, NewBlock, NewPiece, Once, Page, Stamp,
 };
 use crate::domain::StorageError;
 use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
-use crate::domain::model::{Account, Blob, Container, Content, ObjectKey};
+use crate::domain::model::{Account, Address, Blob, Container, Content, ObjectKey, Tier};
+use crate::domain::names::Metadata;
 
 const SCHEMA: &str = include_str!("../schema.sql");
 const LEASES: &str = include_str!("../leases.sql");
@@ -38,6 +41,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration::new(3, SCHEMA),
     Migration::new(4, LEASES),
     Migration::new(5, SERVICE_PROPERTIES),
+    Migration::new(6, include_str!("../kinds.sql")),
 ];
 
 /// See the module.
@@ -133,19 +137,14 @@ impl Catalogue for SqlCatalogue {
         self.database.write(move |c| leases::of_container(c, &stamp, &name, &conditions, &action)).await
     }
 
-    async fn blob(&self, account: &str, container: &str, name: &str) -> Result<Blob, StorageError> {
-        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
-        self.database
-            .read(move |c| {
-                let (id, _) = rows::container(c, &account, &container)?;
-                Ok(rows::blob(c, id, &container, &name)?.ok_or(StorageError::BlobNotFound)?.1)
-            })
-            .await
+    async fn blob(&self, of: Address<'_>) -> Result<Blob, StorageError> {
+        let of = rows::Key::new(of);
+        self.database.read(move |c| Ok(of.get(c)?.1)).await
     }
 
-    async fn blob_content(&self, account: &str, container: &str, name: &str) -> Result<(Blob, Content), StorageError> {
-        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
-        self.database.read(move |c| blobs::with_content(c, &account, &container, &name)).await
+    async fn blob_content(&self, of: Address<'_>) -> Result<(Blob, Content), StorageError> {
+        let of = rows::Key::new(of);
+        self.database.read(move |c| blobs::with_content(c, &of)).await
     }
 
     async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError> {
@@ -164,9 +163,16 @@ impl Catalogue for SqlCatalogue {
         self.database.write(move |c| blobs::change(c, &stamp, &container, &name, &guard, change)).await
     }
 
-    async fn delete_blob(&self, stamp: Stamp, container: &str, name: &str, guard: Guard) -> Result<(), StorageError> {
+    async fn delete_blob(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        guard: Guard,
+        what: Deletion,
+    ) -> Result<(), StorageError> {
         let (container, name) = (container.to_owned(), name.to_owned());
-        self.database.write(move |c| blobs::delete(c, &stamp, &container, &name, &guard)).await
+        self.database.write(move |c| blobs::delete(c, &stamp, &container, &name, &guard, what)).await
     }
 
     async fn lease_blob(
@@ -181,12 +187,35 @@ impl Catalogue for SqlCatalogue {
         self.database.write(move |c| leases::of_blob(c, &stamp, &container, &name, &conditions, &action)).await
     }
 
+    async fn take_snapshot(
+        &self,
+        stamp: Stamp,
+        container: &str,
+        name: &str,
+        guard: Guard,
+        metadata: Option<Metadata>,
+    ) -> Result<Blob, StorageError> {
+        let (container, name) = (container.to_owned(), name.to_owned());
+        self.database.write(move |c| snapshots::take(c, &stamp, &container, &name, &guard, metadata)).await
+    }
+
+    async fn set_tier(
+        &self,
+        of: Address<'_>,
+        now: Timestamp,
+        tier: Tier,
+        given: Option<String>,
+    ) -> Result<(), StorageError> {
+        let of = rows::Key::new(of);
+        self.database.write(move |c| blobs::set_tier(c, &of, now, tier, given.as_deref())).await
+    }
+
     async fn list_blobs(
         &self,
         account: &str,
         container: &str,
         query: BlobQuery,
-    ) -> Result<Page<BlobEntry>, StorageError> {
+    ) -> Result<Page<BlobEntry, BlobPosition>, StorageError> {
         let (account, container) = (account.to_owned(), container.to_owned());
         self.database.read(move |c| list::blobs(c, &account, &container, &query)).await
     }
@@ -199,9 +228,22 @@ impl Catalogue for SqlCatalogue {
         self.database.write(move |c| blocks::commit(c, &stamp, list, &guard)).await
     }
 
-    async fn blocks(&self, account: &str, container: &str, name: &str) -> Result<Blocks, StorageError> {
-        let (account, container, name) = (account.to_owned(), container.to_owned(), name.to_owned());
-        self.database.read(move |c| blocks::of_blob(c, &account, &container, &name)).await
+    async fn blocks(&self, of: Address<'_>) -> Result<Blocks, StorageError> {
+        let of = rows::Key::new(of);
+        self.database.read(move |c| blocks::of_blob(c, &of)).await
+    }
+
+    async fn append(&self, stamp: Stamp, piece: NewPiece, guard: Guard) -> Result<Appended, StorageError> {
+        self.database.write(move |c| append::add(c, &stamp, piece, &guard)).await
+    }
+
+    async fn loose(&self, account: &str, container: &str, name: &str) -> Result<Vec<LooseRun>, StorageError> {
+        let of = rows::Key::new(Address::blob(account, container, name));
+        self.database.read(move |c| append::loose(c, &of)).await
+    }
+
+    async fn merge(&self, run: LooseRun, object: ObjectKey) -> Result<bool, StorageError> {
+        self.database.write(move |c| append::merge(c, &run, &object)).await
     }
 
     async fn garbage(&self, before: Timestamp, limit: usize) -> Result<Vec<ObjectKey>, StorageError> {
@@ -230,6 +272,7 @@ mod tests {
         for place in kiln_store::testing::TestStore::each() {
             let catalogue = SqlCatalogue::open(place.config()).await.unwrap();
             crate::store::conformance::all(&catalogue).await;
+            crate::store::kind_conformance::all(&catalogue).await;
         }
     }
 

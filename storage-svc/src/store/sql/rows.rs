@@ -1,6 +1,8 @@
 //! What the statements of all subjects share.
 
-use bytes::Bytes;
+use std::collections::BTreeSet;
+
+use bytes::{Bytes, BytesMut};
 use kiln_proto::events::v1::{BlobChanged, event::Payload};
 use kiln_store::outbox::{self, NewEvent};
 use kiln_store::sql::{self, Connection, OptionalExtension, Row, params};
@@ -11,7 +13,9 @@ use serde::de::DeserializeOwned;
 
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
-use crate::domain::model::{Blob, Container, Content, Extent, ObjectKey, PublicAccess};
+use crate::domain::model::{
+    Address, Blob, BlobKind, ChosenTier, Container, Content, Extent, ObjectKey, Piece, PublicAccess,
+};
 use crate::store::{Once, Stamp};
 
 pub type Outcome<T> = Result<T, StorageError>;
@@ -115,45 +119,115 @@ fn lease(text: Option<&str>) -> Outcome<Lease> {
 
 // --- blobs
 
-pub const BLOB_COLUMNS: &str = "id, name, etag, created, modified, length, properties, metadata, copy, lease";
+/// The last one is the moment of a snapshot.
+pub const BLOB_COLUMNS: &str = "id, name, etag, created, modified, length, properties, metadata, copy, appended, tier, \
+     lease, CAST(NULL AS INTEGER)";
+/// The same of `snapshots`, which are never leased; the id is that of the content.
+pub const SNAPSHOT_COLUMNS: &str = "content, name, etag, created, modified, length, properties, metadata, copy, appended, tier, \
+     CAST(NULL AS TEXT), snapshot";
 
 /// A row as SQLite gives it, before its JSON is read.
-pub struct RawBlob(i64, String, String, i64, i64, i64, String, String, Option<String>, Option<String>);
+#[derive(Debug)]
+pub struct RawBlob {
+    id: i64,
+    name: String,
+    etag: String,
+    created: i64,
+    modified: i64,
+    length: i64,
+    properties: String,
+    metadata: String,
+    copy: Option<String>,
+    appended: Option<i64>,
+    tier: Option<String>,
+    lease: Option<String>,
+    snapshot: Option<i64>,
+}
 
 impl RawBlob {
     pub fn read(row: Row<'_>) -> Result<Self, sql::Error> {
-        Ok(Self(
-            row.get(0)?,
-            row.get(1)?,
-            row.get(2)?,
-            row.get(3)?,
-            row.get(4)?,
-            row.get(5)?,
-            row.get(6)?,
-            row.get(7)?,
-            row.get(8)?,
-            row.get(9)?,
-        ))
+        Ok(Self {
+            id: row.get(0)?,
+            name: row.get(1)?,
+            etag: row.get(2)?,
+            created: row.get(3)?,
+            modified: row.get(4)?,
+            length: row.get(5)?,
+            properties: row.get(6)?,
+            metadata: row.get(7)?,
+            copy: row.get(8)?,
+            appended: row.get(9)?,
+            tier: row.get(10)?,
+            lease: row.get(11)?,
+            snapshot: row.get(12)?,
+        })
     }
 
     pub fn name(&self) -> &str {
-        &self.1
+        &self.name
     }
 
+    /// If it is a snapshot.
+    pub fn snapshot(&self) -> Option<i64> {
+        self.snapshot
+    }
+
+    /// The blob, and the id of its content.
     pub fn into_blob(self, container: &str) -> Outcome<(i64, Blob)> {
         let blob = Blob {
             container: container.to_owned(),
-            name: self.1,
-            etag: self.2,
-            created: Timestamp::from_micros(self.3),
-            last_modified: Timestamp::from_micros(self.4),
-            length: length(self.5),
-            properties: from_json(&self.6)?,
-            metadata: from_json(&self.7)?,
-            copy: self.8.as_deref().map(from_json).transpose()?,
-            lease: lease(self.9.as_deref())?,
+            name: self.name,
+            etag: self.etag,
+            created: Timestamp::from_micros(self.created),
+            last_modified: Timestamp::from_micros(self.modified),
+            length: length(self.length),
+            properties: from_json(&self.properties)?,
+            metadata: from_json(&self.metadata)?,
+            copy: self.copy.as_deref().map(from_json).transpose()?,
+            kind: self.appended.map_or(BlobKind::Block, |blocks| BlobKind::Append { blocks: length(blocks) }),
+            tier: self.tier.as_deref().map(from_json::<ChosenTier>).transpose()?,
+            lease: lease(self.lease.as_deref())?,
+            snapshot: self.snapshot.map(Timestamp::from_micros),
         };
-        Ok((self.0, blob))
+        Ok((self.id, blob))
+    }
+}
+
+/// [`Address`] on its way to the thread of the database.
+#[derive(Debug, Clone)]
+pub struct Key {
+    pub account: String,
+    pub container: String,
+    pub name: String,
+    pub snapshot: Option<Timestamp>,
+}
+
+impl Key {
+    pub fn new(of: Address<'_>) -> Self {
+        Self {
+            account: of.account.to_owned(),
+            container: of.container.to_owned(),
+            name: of.name.to_owned(),
+            snapshot: of.snapshot,
+        }
+    }
+
+    /// The blob or snapshot, and the id of its content.
+    pub fn get(&self, c: &Connection) -> Outcome<(i64, Blob)> {
+        let (container_id, _) = container(c, &self.account, &self.container)?;
+        let found = match self.snapshot {
+            None => blob(c, container_id, &self.container, &self.name)?,
+            Some(at) => snapshot(c, container_id, &self.container, &self.name, at)?,
+        };
+        found.ok_or(StorageError::BlobNotFound)
+    }
+}
+
+/// What `blobs` keeps of a blob's kind.
+fn appended(kind: BlobKind) -> Option<i64> {
+    match kind {
+        BlobKind::Block => None,
+        BlobKind::Append { blocks } => Some(integer(blocks)),
     }
 }
 
@@ -167,7 +241,33 @@ pub fn blob(c: &Connection, container_id: i64, container: &str, name: &str) -> O
     raw.map(|raw| raw.into_blob(container)).transpose()
 }
 
-pub fn content(c: &Connection, blob: i64) -> Outcome<Content> {
+pub fn snapshot(
+    c: &Connection,
+    container_id: i64,
+    container: &str,
+    name: &str,
+    at: Timestamp,
+) -> Outcome<Option<(i64, Blob)>> {
+    let raw = c
+        .prepare_cached(&format!(
+            "SELECT {SNAPSHOT_COLUMNS} FROM snapshots WHERE container = ?1 AND name = ?2 AND snapshot = ?3"
+        ))
+        .sql()?
+        .query_row(params![container_id, name, at.as_micros()], RawBlob::read)
+        .optional()
+        .sql()?;
+    raw.map(|raw| raw.into_blob(container)).transpose()
+}
+
+/// The bytes of a blob or snapshot; `id` is that of the content.
+pub fn content(c: &Connection, id: i64, blob: &Blob) -> Outcome<Content> {
+    match blob.kind {
+        BlobKind::Block => block_content(c, id),
+        BlobKind::Append { .. } => pieces(c, id, blob.length),
+    }
+}
+
+fn block_content(c: &Connection, blob: i64) -> Outcome<Content> {
     let small: Option<Vec<u8>> = c
         .prepare_cached("SELECT bytes FROM small WHERE blob = ?1")
         .sql()?
@@ -191,12 +291,61 @@ pub fn extents(c: &Connection, blob: i64) -> Outcome<Vec<Extent>> {
         .sql()
 }
 
+/// The first `length` bytes of an append blob: what was added behind a snapshot
+/// is none of its business.
+fn pieces(c: &Connection, blob: i64, mut left: u64) -> Outcome<Content> {
+    let loose: Vec<(i64, Vec<u8>)> = c
+        .prepare_cached("SELECT seq, bytes FROM pieces WHERE blob = ?1 ORDER BY seq")
+        .sql()?
+        .query_map([blob], |row| Ok((row.get(0)?, row.get(1)?)))
+        .sql()?
+        .collect::<Result<_, _>>()
+        .sql()?;
+    let objects: Vec<(i64, ObjectKey, u64)> = c
+        .prepare_cached("SELECT seq, object, length FROM extents WHERE blob = ?1 ORDER BY seq")
+        .sql()?
+        .query_map([blob], |row| Ok((row.get(0)?, ObjectKey(row.get(1)?), length(row.get(2)?))))
+        .sql()?
+        .collect::<Result<_, _>>()
+        .sql()?;
+    let (mut loose, mut objects) = (loose.into_iter().peekable(), objects.into_iter().peekable());
+    let mut pieces = Vec::new();
+    // Neighbours become one piece.
+    let mut bytes = BytesMut::new();
+    loop {
+        let next = loose.next_if(|(seq, _)| objects.peek().is_none_or(|(other, ..)| seq < other));
+        match next {
+            Some((_, more)) => {
+                let taken = more.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                bytes.extend_from_slice(&more[..taken]);
+                left -= taken as u64;
+            }
+            None => {
+                if !bytes.is_empty() {
+                    pieces.push(Piece::Bytes(bytes.split().freeze()));
+                }
+                let Some((_, key, length)) = objects.next() else { break };
+                let taken = length.min(left);
+                if taken > 0 {
+                    pieces.push(Piece::Object { key, length: taken });
+                }
+                left -= taken;
+            }
+        }
+    }
+    if left > 0 {
+        return Err(damaged(format!("{left} bytes of an append blob are missing")));
+    }
+    Ok(Content::Pieces(pieces))
+}
+
 /// Writes a blob's row and its content; the old row of this name must be gone.
 pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Content) -> Outcome<()> {
     let id: i64 = c
         .prepare_cached(
-            "INSERT INTO blobs (container, name, etag, created, modified, length, properties, metadata, copy, lease)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) RETURNING id",
+            "INSERT INTO blobs
+                 (container, name, etag, created, modified, length, properties, metadata, copy, lease, appended, tier)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) RETURNING id",
         )
         .sql()?
         .query_row(
@@ -211,6 +360,8 @@ pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Con
                 to_json(&blob.metadata)?,
                 blob.copy.as_ref().map(to_json).transpose()?,
                 lease_text(&blob.lease)?,
+                appended(blob.kind),
+                blob.tier.as_ref().map(to_json).transpose()?,
             ],
             |row| row.get(0),
         )
@@ -232,31 +383,69 @@ pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Con
             }
             insert.finish().sql()?;
         }
+        Content::Pieces(pieces) => super::append::insert(c, id, pieces)?,
     }
     Ok(())
 }
 
-/// Removes a blob's row and content rows; gives the objects it had.
+/// Removes a blob's row, and its content unless a snapshot needs it; gives the
+/// objects that lost a row.
 pub fn remove_blob(c: &Connection, id: i64) -> Outcome<Vec<ObjectKey>> {
+    c.prepare_cached("DELETE FROM blobs WHERE id = ?1").sql()?.execute([id]).sql()?;
+    remove_content(c, id)
+}
+
+/// Removes a content that neither a blob nor a snapshot has any more; gives the
+/// objects that lost a row.
+pub fn remove_content(c: &Connection, id: i64) -> Outcome<Vec<ObjectKey>> {
+    let needed: bool = c
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM snapshots WHERE content = ?1) OR EXISTS (SELECT 1 FROM blobs WHERE id = ?1)",
+        )
+        .sql()?
+        .query_row([id], |row| row.get(0))
+        .sql()?;
+    if needed {
+        return Ok(Vec::new());
+    }
     let objects = extents(c, id)?.into_iter().map(|extent| extent.object).collect();
-    for statement in
-        ["DELETE FROM blobs WHERE id = ?1", "DELETE FROM small WHERE blob = ?1", "DELETE FROM extents WHERE blob = ?1"]
-    {
+    for statement in [
+        "DELETE FROM small WHERE blob = ?1",
+        "DELETE FROM extents WHERE blob = ?1",
+        "DELETE FROM pieces WHERE blob = ?1",
+    ] {
         c.prepare_cached(statement).sql()?.execute([id]).sql()?;
     }
     Ok(objects)
 }
 
-/// Objects without a row from now on.
+/// Those of `objects` that no row names any more are garbage from now on. To be
+/// called behind the changes of rows: contents may share objects.
 pub fn discard<'a>(c: &Connection, objects: impl IntoIterator<Item = &'a ObjectKey>, now: Timestamp) -> Outcome<()> {
-    // The same object may be named twice: a block list can repeat a block.
+    let objects: Vec<&ObjectKey> = objects.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    if objects.is_empty() {
+        return Ok(());
+    }
+    let named = named(c, &objects)?;
     let mut insert =
         c.batch("INSERT INTO garbage (object, time) VALUES (?1, ?2) ON CONFLICT (object) DO NOTHING", 1).sql()?;
-    for object in objects {
+    for (object, _) in objects.iter().zip(named).filter(|(_, named)| !named) {
         insert.add(params![object.0, now.as_micros()]).sql()?;
     }
     insert.finish().sql()?;
     Ok(())
+}
+
+/// Whether a content or an uncommitted block has each of `objects`.
+pub fn named(c: &Connection, objects: &[&ObjectKey]) -> Outcome<Vec<bool>> {
+    let mut named = vec![false; objects.len()];
+    for statement in ["SELECT object FROM extents WHERE object = ?1", "SELECT object FROM blocks WHERE object = ?1"] {
+        c.each(statement, objects.iter().map(|object| [&object.0]), |at, _| {
+            named[at] = true;
+            Ok::<_, StoreError>(())
+        })?;
+    }
+    Ok(named)
 }
 
 /// Uncommitted blocks of a blob.

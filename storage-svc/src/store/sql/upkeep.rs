@@ -8,6 +8,7 @@ use kiln_time::Timestamp;
 
 use super::blobs::DELETED;
 use super::rows::{self, Outcome, RawBlob, Sql};
+use super::snapshots;
 use crate::domain::model::{BLOCK_LIFE, ObjectKey};
 use crate::store::Stamp;
 
@@ -35,17 +36,11 @@ pub fn forget(c: &Connection, objects: &[ObjectKey]) -> Outcome<()> {
 }
 
 pub fn known(c: &Connection, objects: Vec<ObjectKey>) -> Outcome<HashSet<ObjectKey>> {
-    let mut known = vec![false; objects.len()];
-    for statement in [
-        "SELECT object FROM extents WHERE object = ?1",
-        "SELECT object FROM blocks WHERE object = ?1",
-        "SELECT object FROM garbage WHERE object = ?1",
-    ] {
-        c.each(statement, objects.iter().map(|object| [&object.0]), |at, _| {
-            known[at] = true;
-            Ok::<_, StoreError>(())
-        })?;
-    }
+    let mut known = rows::named(c, &objects.iter().collect::<Vec<_>>())?;
+    c.each("SELECT object FROM garbage WHERE object = ?1", objects.iter().map(|object| [&object.0]), |at, _| {
+        known[at] = true;
+        Ok::<_, StoreError>(())
+    })?;
     Ok(objects.into_iter().zip(known).filter(|(_, known)| *known).map(|(object, _)| object).collect())
 }
 
@@ -91,7 +86,8 @@ fn empty_doomed(c: &Connection, now: Timestamp) -> Outcome<bool> {
         .sql()?;
     for raw in raws {
         let (id, blob) = raw.into_blob(&name)?;
-        let lost = rows::remove_blob(c, id)?;
+        let mut lost = snapshots::remove(c, container, &blob.name, None)?;
+        lost.extend(rows::remove_blob(c, id)?);
         rows::discard(c, &lost, now)?;
         rows::announce(c, &stamp, DELETED, &blob)?;
     }
