@@ -55,9 +55,8 @@ async fn snapshots_stay_as_they_were() {
     assert!(s.signed("GET", "/acct/cont/b", &[], b"").await.body == new);
 
     let listed = list(&s, "&include=snapshots%2Cmetadata").await;
-    let places = [&format!("<Snapshot>{first}<"), &format!("<Snapshot>{second}<"), "t/new"].map(|text| {
-        listed.find(text).unwrap_or_else(|| panic!("{text} is not in {listed}"))
-    });
+    let places = [&format!("<Snapshot>{first}<"), &format!("<Snapshot>{second}<"), "t/new"]
+        .map(|text| listed.find(text).unwrap_or_else(|| panic!("{text} is not in {listed}")));
     assert!(places.is_sorted(), "{listed}");
     assert!(!list(&s, "").await.contains("Snapshot"));
     let page = list(&s, "&include=snapshots&maxresults=1").await;
@@ -87,13 +86,7 @@ async fn snapshots_stay_as_they_were() {
         ("PUT", &format!("comp=metadata&snapshot={first}"), vec![], 400, "InvalidQueryParameterValue"),
         ("DELETE", "", vec![], 409, "SnapshotsPresent"),
         ("DELETE", "", vec![("x-ms-delete-snapshots", "all")], 400, "InvalidHeaderValue"),
-        (
-            "DELETE",
-            &format!("snapshot={first}"),
-            vec![("x-ms-delete-snapshots", "only")],
-            400,
-            "UnsupportedHeader",
-        ),
+        ("DELETE", &format!("snapshot={first}"), vec![("x-ms-delete-snapshots", "only")], 400, "UnsupportedHeader"),
         ("DELETE", &format!("snapshot={first}"), vec![], 202, ""),
         ("GET", &format!("snapshot={first}"), vec![], 404, "BlobNotFound"),
         ("GET", &format!("snapshot={second}"), vec![], 200, ""),
