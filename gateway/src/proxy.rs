@@ -1,24 +1,20 @@
-//! gRPC pass-through: requests and answers are streams of bytes that the
-//! gateway does not look into. Trailers go through; when one side hangs up, the
-//! other is told, because dropping a body resets its stream.
+//! gRPC pass-through: on whose behalf a call goes on ([`kiln_grpc::forward`]), and
+//! what becomes of it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
 use axum::response::Response;
-use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, Request, Uri, Version};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::{HeaderMap, Request};
 use http_body::{Frame, SizeHint};
 use kiln_error::Error;
 use kiln_grpc::ServiceAuth;
 use kiln_grpc::caller::ACCOUNT_KEY;
-use kiln_telemetry::propagation;
 use tokio::sync::OwnedSemaphorePermit;
-use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use tower::ServiceExt;
 
 use crate::domain::Account;
 use crate::metrics::Metrics;
@@ -45,37 +41,10 @@ pub fn speak_for(headers: &mut HeaderMap, account: &Account, auth: &ServiceAuth)
 /// Sends the request on and gives the answer back as it comes. The headers must
 /// speak for the account already.
 pub async fn forward(channel: Channel, service: &'static str, request: Request<Body>) -> Response {
-    let request = match to_backend(request) {
-        Ok(request) => request,
-        Err(error) => return Status::from(error).into_http(),
-    };
-    match channel.oneshot(request).await {
+    match kiln_grpc::forward::forward(channel, service, request).await {
         Ok(response) => response.map(Body::new),
-        Err(error) => {
-            tracing::warn!(service, error = ?error, "a call could not be passed on");
-            let error = Error::unavailable(format!("{service} cannot be reached at the moment; try again"));
-            Status::from(error).into_http()
-        }
+        Err(why) => Status::from(Error::from(why)).into_http(),
     }
-}
-
-fn to_backend(request: Request<Body>) -> Result<Request<tonic::body::Body>, Error> {
-    let (mut parts, body) = request.into_parts();
-    for name in [HOST, CONNECTION, UPGRADE, TRANSFER_ENCODING] {
-        parts.headers.remove(name);
-    }
-    parts.headers.insert(TE, HeaderValue::from_static("trailers"));
-    let mut metadata = MetadataMap::from_headers(std::mem::take(&mut parts.headers));
-    propagation::inject(&mut metadata);
-    parts.headers = metadata.into_headers();
-    // The channel adds scheme and authority of the service.
-    let path = parts.uri.path_and_query().cloned();
-    let mut uri = http::uri::Parts::default();
-    uri.path_and_query = path;
-    parts.uri = Uri::from_parts(uri).map_err(|error| Error::internal(format!("method path: {error}")))?;
-    parts.version = Version::HTTP_2;
-    parts.extensions = http::Extensions::new();
-    Ok(Request::from_parts(parts, tonic::body::Body::new(body)))
 }
 
 /// Follows an answer to its end: keeps the account's place until then and

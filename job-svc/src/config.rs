@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_config::{ConfigError, check};
+use kiln_config::ConfigError;
 use kiln_service::{Common, Settings};
 use kiln_store::StoreConfig;
 use serde::Deserialize;
@@ -80,13 +80,7 @@ impl Settings for RawConfig {
             lease_margin: self.lease_margin_ms.map_or(defaults.lease_margin, Duration::from_millis),
             transition_linger: self.transition_linger_ms.map_or(defaults.transition_linger, Duration::from_millis),
             pool_lease: self.pool_lease_ms.map_or(defaults.pool_lease, Duration::from_millis),
-            advertised_endpoint: self
-                .advertised_endpoint
-                .map(|endpoint| {
-                    let key = "advertised_endpoint";
-                    common.tls.check_url(key, check::url(key, &endpoint)?)
-                })
-                .transpose()?,
+            advertised_endpoint: common.advertised(self.advertised_endpoint)?,
             ..defaults
         };
         if config.pool_lease < Duration::from_millis(300) || config.pool_lease > Duration::from_secs(60) {

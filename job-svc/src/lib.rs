@@ -105,10 +105,7 @@ pub async fn run(
         cluster_key: deps.cluster_key.clone(),
     };
     let port = port.into();
-    let endpoint = match &config.advertised_endpoint {
-        Some(endpoint) => endpoint.clone(),
-        None => format!("{}://{}", if port.has_tls() { "https" } else { "http" }, port.local_addr()?),
-    };
+    let endpoint = port.advertised(config.advertised_endpoint.as_deref())?;
     let presence = Presence { endpoint: endpoint.into(), lease: config.pool_lease };
     let leases: Arc<dyn LeaseStore> = Arc::new(store.clone());
     let registry = Arc::new(Registry::new(context, leases.clone(), presence, shutdown.clone()));

@@ -39,6 +39,9 @@ pub struct Config {
     /// Makes nodes as child processes; absent: nodes of this service's pools
     /// are not made by it.
     pub local: Option<LocalProviderConfig>,
+    /// Where other replicas reach this one, if that is not the address it listens
+    /// on.
+    pub advertised_endpoint: Option<String>,
     /// On an orderly shutdown stop the agents of the local provider; their
     /// nodes stay on record and are started again at the next start.
     pub stop_nodes_on_shutdown: bool,
@@ -81,6 +84,7 @@ impl Config {
             unusable_after: Duration::from_secs(600),
             start_timeout: Duration::from_secs(300),
             local: None,
+            advertised_endpoint: None,
             stop_nodes_on_shutdown: false,
         }
     }
@@ -104,6 +108,8 @@ pub struct RawConfig {
     pub public_blob_endpoint: Option<String>,
     /// See [`Config::batch_endpoint`].
     pub batch_endpoint: Option<String>,
+    /// See [`Config::advertised_endpoint`].
+    pub advertised_endpoint: Option<String>,
     /// See [`Config::heartbeat_interval`].
     pub heartbeat_interval_seconds: Option<u64>,
     /// See [`Config::missed_heartbeats`].
@@ -166,6 +172,7 @@ impl Settings for RawConfig {
             unusable_after: seconds("unusable_after_seconds", self.unusable_after_seconds, defaults.unusable_after)?,
             start_timeout: seconds("start_timeout_seconds", self.start_timeout_seconds, defaults.start_timeout)?,
             stop_nodes_on_shutdown: self.stop_nodes_on_shutdown.unwrap_or(defaults.stop_nodes_on_shutdown),
+            advertised_endpoint: common.advertised(self.advertised_endpoint)?,
             local: self.local.map(RawLocal::validate).transpose()?,
             authority: common.tls.authority.clone(),
             data_dir: defaults.data_dir,

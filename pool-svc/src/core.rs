@@ -1,15 +1,15 @@
 //! What the calls, the control streams and the reconciler share.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kiln_auth::SecretKey;
 use kiln_error::Error;
 use kiln_ids::NodeId;
 use kiln_time::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
+use crate::api::Peer;
 use crate::config::Config;
 use crate::domain::event::{Fact, NodeFact};
 use crate::domain::node::NodeEvent;
@@ -17,7 +17,7 @@ use crate::domain::{Event, Node, NodeName, NodeState, Pool, PoolName, Refused};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::sessions::Sessions;
-use crate::store::{Change, NodeWrite, Outcome, Request, Store, StoreError};
+use crate::store::{Change, NodeWrite, Outcome, Replica, Request, Store, StoreError};
 use crate::transfers::Transfers;
 
 /// Writers that keep losing races give up after so many tries.
@@ -44,41 +44,37 @@ pub struct Core {
     pub cluster_key: Arc<SecretKey>,
     /// Whether it is this replica's turn.
     pub duty: Duty,
+    /// This replica.
+    pub replica: Replica,
+    /// The one that serves, while it is another.
+    pub peer: Peer,
 }
 
 /// Control streams and questions about files live in one process, so of several
-/// replicas one serves; the others stand by and refuse calls.
-#[derive(Debug)]
-pub struct Duty {
-    /// Since when, in microseconds since the Unix epoch; [`Duty::NEVER`] while it
-    /// is another's turn.
-    since: AtomicI64,
-}
-
-impl Default for Duty {
-    /// Another's.
-    fn default() -> Self {
-        Self { since: AtomicI64::new(Self::NEVER) }
-    }
-}
+/// replicas one serves; the others pass calls on. At first it is another's turn.
+#[derive(Debug, Default)]
+pub struct Duty(watch::Sender<Option<Timestamp>>);
 
 impl Duty {
-    const NEVER: i64 = i64::MAX;
-
     /// It begins.
     pub fn begin(&self, now: Timestamp) {
-        self.since.store(now.as_micros(), Ordering::Release);
+        self.0.send_replace(Some(now));
     }
 
     /// It is another's turn, or nobody's.
     pub fn end(&self) {
-        self.since.store(Self::NEVER, Ordering::Release);
+        self.0.send_replace(None);
     }
 
     /// Since when it is ours; nodes are not silent before.
     pub fn since(&self) -> Option<Timestamp> {
-        let since = self.since.load(Ordering::Acquire);
-        (since != Self::NEVER).then(|| Timestamp::from_micros(since))
+        *self.0.borrow()
+    }
+
+    /// Completes when a turn begins or ends.
+    pub async fn changed(&self) {
+        // The sender lives in `self`, so the channel is open.
+        let _ = self.0.subscribe().changed().await;
     }
 }
 

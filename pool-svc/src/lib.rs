@@ -17,8 +17,9 @@
 //! node's state follows. Smaller targets and deletion drain nodes through the
 //! same stream before the provider takes them away.
 //!
-//! With PostgreSQL there may be several replicas, of which one serves and the
-//! others stand by, not ready, until its turn is over.
+//! With PostgreSQL there may be several replicas. One serves; the others answer
+//! what is in the store, pass on the rest (`api/pass_on.rs`), and take over when
+//! its turn is over.
 
 mod api;
 mod auto_pools;
@@ -34,25 +35,34 @@ pub mod store;
 mod transfers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
-use kiln_grpc::{Port, Readiness, Server};
+use kiln_grpc::{Port, Readiness, Server, ServiceAuth};
 use kiln_time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
+use crate::api::Peer;
 use crate::auto_pools::AutoPools;
 use crate::core::{Core, Duty, Wakeups};
 use crate::metrics::Metrics;
 use crate::provider::Provider;
 use crate::provider::local::LocalProvider;
 use crate::sessions::Sessions;
-use crate::store::SqlStore;
+use crate::store::{Replica, SqlStore};
 use crate::transfers::Transfers;
 
 pub use auto_pools::queue as job_events;
 pub use config::{Config, LocalProviderConfig};
+
+/// The service, as its certificate says.
+const SERVICE: &str = "pool-svc";
+/// Whether the store still says who serves is looked at this often.
+const ANNOUNCE: Duration = Duration::from_secs(5);
+/// Pause after the store could not be told.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(500);
 
 /// What the service uses and does not make itself.
 #[derive(Debug, Clone)]
@@ -61,6 +71,8 @@ pub struct Deps {
     pub cluster_key: Arc<SecretKey>,
     /// Where events go.
     pub bus: Arc<dyn Bus>,
+    /// For calls to other replicas over TLS.
+    pub tls: Option<kiln_tls::ClientTls>,
 }
 
 /// Runs the service until `shutdown`.
@@ -73,6 +85,8 @@ pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: Ca
     let metrics = Metrics::new()?;
     let provider = config.local.clone().map(LocalProvider::new).transpose()?;
     let sessions = Arc::new(Sessions::default());
+    let endpoint = port.advertised(config.advertised_endpoint.as_deref())?;
+    let auth = ServiceAuth::new(SERVICE, deps.cluster_key.clone()).with_tls(deps.tls);
     let core = Arc::new(Core {
         store: Arc::new(store.clone()),
         provider: provider.map(|provider| Arc::new(provider) as Arc<dyn Provider>),
@@ -82,6 +96,8 @@ pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: Ca
         metrics: metrics.clone(),
         cluster_key: deps.cluster_key.clone(),
         duty: Duty::default(),
+        replica: Replica { id: uuid::Uuid::new_v4().to_string(), endpoint },
+        peer: Peer::new(auth),
         config,
     });
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
@@ -94,17 +110,17 @@ pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: Ca
     if !store.database().is_shared() {
         // Nobody else can have the turn: calls need not wait for it.
         core.duty.begin(Timestamp::now());
-        readiness.set(true);
     }
+    readiness.set(true);
     let working = kiln_telemetry::spawn({
         let (core, database) = (core.clone(), store.database());
-        let (bus, readiness, shutdown) = (deps.bus, readiness.clone(), shutdown.clone());
+        let (bus, shutdown) = (deps.bus, shutdown.clone());
         async move {
-            database.in_turn(&shutdown, || serve_in_turn(&core, &bus, &readiness, &shutdown)).await;
+            database.in_turn(&shutdown, || serve_in_turn(&core, &bus, database.is_shared(), &shutdown)).await;
         }
     });
     let server = Server {
-        name: "pool-svc",
+        name: SERVICE,
         cluster_key: deps.cluster_key,
         metrics: metrics.registry,
         readiness: readiness.clone(),
@@ -120,13 +136,16 @@ pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: Ca
     readiness.set(false);
     shutdown.cancel();
     working.await.context("the reconciler")?;
+    // Agents that another replica looks after go on.
     if core.config.stop_nodes_on_shutdown
+        && core.duty.since().is_some()
         && let Some(provider) = &core.provider
     {
         provider.stop_all().await;
     }
     core.sessions.close_all();
     core.transfers.close_all();
+    core.peer.close_all();
     stop_serving.cancel();
     let served = match served {
         Some(served) => served,
@@ -140,23 +159,22 @@ pub async fn run(config: Config, deps: Deps, port: impl Into<Port>, shutdown: Ca
 /// What only one replica does, until `shutdown` or until this is dropped because
 /// the turn is lost. Whoever has the next turn reads the records; agents open
 /// their streams there.
-async fn serve_in_turn(core: &Arc<Core>, bus: &Arc<dyn Bus>, readiness: &Readiness, shutdown: &CancellationToken) {
-    struct End<'e>(&'e Core, &'e Readiness, &'e CancellationToken);
+async fn serve_in_turn(core: &Arc<Core>, bus: &Arc<dyn Bus>, shared: bool, shutdown: &CancellationToken) {
+    struct End<'e>(&'e Core, &'e CancellationToken);
     impl Drop for End<'_> {
         fn drop(&mut self) {
             // An orderly end goes on until agents have said goodbye.
-            if !self.2.is_cancelled() {
-                tracing::warn!("the turn of this replica is over: it stands by");
-                self.1.set(false);
+            if !self.1.is_cancelled() {
+                tracing::warn!("the turn of this replica is over: it passes calls on");
                 self.0.duty.end();
                 self.0.sessions.forget_all();
             }
         }
     }
-    let _end = End(core, readiness, shutdown);
+    let _end = End(core, shutdown);
     core.duty.begin(Timestamp::now());
-    readiness.set(true);
     tokio::join!(
+        announce(core, shared, shutdown),
         reconcile::run(core.clone(), shutdown.clone()),
         kiln_store::inbox::consume(
             bus.clone(),
@@ -165,6 +183,27 @@ async fn serve_in_turn(core: &Arc<Core>, bus: &Arc<dyn Bus>, readiness: &Readine
             shutdown.clone()
         )
     );
+}
+
+/// Tells the others where this replica is, while it serves. Again from time to
+/// time: one that stood still may have said late that it was its turn.
+async fn announce(core: &Core, shared: bool, shutdown: &CancellationToken) {
+    while shared && !shutdown.is_cancelled() {
+        let told = async {
+            match core.store.serving().await? {
+                Some(replica) if replica == core.replica => Ok(()),
+                _ => core.store.announce(&core.replica).await,
+            }
+        };
+        let pause = match told.await {
+            Ok(()) => ANNOUNCE,
+            Err(error) => {
+                tracing::warn!(%error, "other replicas could not be told that this one serves; it is tried again");
+                ANNOUNCE_AGAIN
+            }
+        };
+        shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+    }
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<SqlStore> {

@@ -10,7 +10,7 @@ use crate::config::RawConfig;
 /// Runs until SIGTERM or SIGINT; gives the exit code of the process.
 pub fn main(flags: &Flags) -> ExitCode {
     kiln_service::main::<RawConfig, _, _>(flags, |config, shell| {
-        let deps = Deps { cluster_key: shell.cluster_key, bus: shell.bus };
+        let deps = Deps { cluster_key: shell.cluster_key, bus: shell.bus, tls: shell.tls.client() };
         crate::run(config, deps, shell.port, shell.shutdown)
     })
 }

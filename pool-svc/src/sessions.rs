@@ -79,11 +79,12 @@ impl Sessions {
         Opened { stream, down, sender, end }
     }
 
-    /// The stream has ended; the time of the last contact stays.
-    pub fn close(&self, name: &NodeName, stream: u64) {
-        if let Some(session) = self.nodes().get_mut(name).filter(|session| session.stream == stream) {
-            session.down = None;
-        }
+    /// The stream has ended; the time of the last contact stays. Returns whether
+    /// it was the node's latest.
+    pub fn close(&self, name: &NodeName, stream: u64) -> bool {
+        let mut nodes = self.nodes();
+        let session = nodes.get_mut(name).filter(|session| session.stream == stream);
+        session.map(|session| session.down = None).is_some()
     }
 
     /// Something was heard of a node; returns when that was before.

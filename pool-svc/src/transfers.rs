@@ -103,6 +103,14 @@ impl Transfers {
         self.closing.cancel();
     }
 
+    /// The node's stream has ended: questions that nobody has begun to answer may
+    /// have been lost with it, and their callers need not wait.
+    pub fn give_up(&self, node: &NodeName) {
+        for waiting in self.waiting().values_mut().filter(|waiting| waiting.node == *node) {
+            waiting.parts = None;
+        }
+    }
+
     /// Where the parts of an answer go. Each transfer has one answer.
     pub fn answer(&self, node: &NodeName, id: &str) -> Option<mpsc::Sender<Part>> {
         let mut waiting = self.waiting();

@@ -12,28 +12,7 @@ use kiln_proto::pool::v1::control_down::Message as Down;
 use kiln_proto::pool::v1::node_control_service_client::NodeControlServiceClient;
 use kiln_proto::pool::v1::*;
 use kiln_testkit::eventually;
-use support::{ACCOUNT, Agent, Service, call, registration, try_register, with_token};
-
-async fn invitation(service: &Service, pool: &str, uses: i32) -> Result<JoinInvitation, Error> {
-    let request = CreateJoinTokenRequest { pool_id: pool.into(), uses, ..CreateJoinTokenRequest::default() };
-    let made = service.client().create_join_token(call(request)).await?.into_inner();
-    Ok(JoinInvitation::parse(&made.token).unwrap())
-}
-
-async fn join(service: &Service, invitation: &JoinInvitation, request_id: &str) -> Result<JoinConfig, Error> {
-    let mut client = NodeControlServiceClient::connect(invitation.control_endpoint.clone()).await.unwrap();
-    let request = JoinRequest { request_id: request_id.into() };
-    let joined = client.join(with_token(request, &invitation.token)).await?.into_inner();
-    Ok(JoinConfig {
-        control_endpoint: invitation.control_endpoint.clone(),
-        account: joined.account,
-        pool_id: joined.pool_id,
-        node_id: joined.node_id,
-        join_token: joined.join_token,
-        ca_pem: None,
-        node_dir: service.dir.path().join("joined"),
-    })
-}
+use support::{ACCOUNT, Agent, Service, call, invitation, join, registration, try_register, with_token};
 
 async fn leave(service: &Service, token: &str) -> Result<(), Error> {
     let mut client = NodeControlServiceClient::connect(service.endpoint.clone()).await.unwrap();

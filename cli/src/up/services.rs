@@ -219,7 +219,7 @@ impl Services {
             stop_nodes_on_shutdown: true,
             ..pool_svc::Config::new(&data)
         };
-        let deps = pool_svc::Deps { cluster_key: key.clone(), bus: bus.clone() };
+        let deps = pool_svc::Deps { cluster_key: key.clone(), bus: bus.clone(), tls: None };
         self.spawn("pool-svc", |shutdown| pool_svc::run(config, deps, listeners.pool, shutdown).boxed())?;
 
         let config = job_svc::Config::new(data.clone());

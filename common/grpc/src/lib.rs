@@ -8,12 +8,14 @@
 //!   Where there are certificates, a service's token needs its certificate.
 //! - [`channel`]: outgoing channels with keep-alive, TLS, service tokens, the
 //!   account on whose behalf a call is made, and the trace context.
+//! - [`forward`]: calls that are passed on as they came.
 //! - [`condition`]: conditions on the version of a record.
 //! - [`page`]: page sizes and opaque page tokens.
 
 pub mod caller;
 pub mod channel;
 pub mod condition;
+pub mod forward;
 pub mod page;
 pub mod server;
 

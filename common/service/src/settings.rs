@@ -116,6 +116,31 @@ pub struct Common {
     pub tls: Tls,
 }
 
+impl Common {
+    /// The setting `advertised_endpoint`: where other replicas, and agents, reach
+    /// this one. Absent means the address it listens on.
+    ///
+    /// # Errors
+    /// It is no URL, or is needed: a service with a database that others may share
+    /// listens on all addresses, and nobody reaches it at 0.0.0.0.
+    pub fn advertised(&self, given: Option<String>) -> Result<Option<String>, ConfigError> {
+        const KEY: &str = "advertised_endpoint";
+        match given {
+            Some(endpoint) => Ok(Some(self.tls.check_url(KEY, check::url(KEY, &endpoint)?)?)),
+            None if self.store.is_shared() && self.listen.ip().is_unspecified() => {
+                let why = format!(
+                    "is required where listen is {}: the URL at which other replicas reach this one, such as \
+                     http://10.0.0.7:{}",
+                    self.listen,
+                    self.listen.port()
+                );
+                Err(ConfigError::value(KEY, "", why))
+            }
+            None => Ok(None),
+        }
+    }
+}
+
 /// [`Common`] as written.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -306,6 +331,24 @@ mod tests {
         fn validate(self, common: &Common) -> Result<u64, ConfigError> {
             Ok(self.depth.unwrap_or(common.listen.port().into()))
         }
+    }
+
+    #[test]
+    fn who_listens_on_all_addresses_beside_others_says_where_it_is() {
+        let place = "data_dir = \"/d\"\namqp_url = \"memory\"\ncluster_key = \"";
+        let common = |more: &str| read::<Own>(&format!("{more}{place}{KEY}\"\n")).unwrap().0;
+        let everywhere = "listen = \"0.0.0.0:7463\"\n";
+        let alone = common(everywhere);
+        assert_eq!(alone.advertised(None).unwrap(), None);
+        let shared = format!("{everywhere}database_url = \"postgres://u:p@127.0.0.1/d\"\n");
+        let shared = common(&shared);
+        let missing = shared.advertised(None).unwrap_err().to_string();
+        assert!(missing.contains("advertised_endpoint") && missing.contains("0.0.0.0:7463"), "{missing}");
+        assert!(shared.advertised(Some("10.0.0.7".to_owned())).is_err());
+        let given = shared.advertised(Some("http://10.0.0.7:7463/".to_owned())).unwrap();
+        assert_eq!(given.as_deref(), Some("http://10.0.0.7:7463"));
+        let local = common("database_url = \"postgres://u:p@127.0.0.1/d\"\n");
+        assert_eq!(local.advertised(None).unwrap(), None);
     }
 
     #[derive(Debug, Deserialize)]

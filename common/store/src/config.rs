@@ -45,6 +45,11 @@ impl From<&StoreConfig> for StoreConfig {
 }
 
 impl StoreConfig {
+    /// Whether other processes may use it at the same time.
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// What threads are named after.
     pub(crate) fn name(&self) -> String {
         match self {

@@ -171,7 +171,9 @@ struct Session {
 impl Session {
     async fn run(mut self, mut up: Streaming<wire::ControlUp>) {
         let ended = self.serve(&mut up).await;
-        self.core.sessions.close(&self.name, self.stream);
+        if self.core.sessions.close(&self.name, self.stream) {
+            self.core.transfers.give_up(&self.name);
+        }
         if let Err(error) = ended {
             tracing::debug!(account = %self.name.account, pool.id = %self.name.pool, node.id = %self.name.node,
                 %error, "a control stream ends");

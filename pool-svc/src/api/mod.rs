@@ -2,28 +2,29 @@
 //!
 //! [`pools`], [`nodes`] and [`files`] answer clients (through the gateway),
 //! [`control`] answers agents, [`joining`] machines that want to become nodes.
+//! [`pass_on`] stands before all of them and is for several replicas.
 
 mod control;
 mod convert;
 mod files;
 mod joining;
 mod nodes;
+mod pass_on;
 mod pools;
 mod validate;
 
 use std::sync::Arc;
 
-use kiln_error::Error;
 use kiln_proto::pool::v1::node_control_service_server::NodeControlServiceServer;
 use kiln_proto::pool::v1::pool_service_server::{PoolService, PoolServiceServer};
 use kiln_proto::pool::v1::*;
 use tonic::service::Routes;
-use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status};
 
 use crate::core::Core;
 
 pub use convert::pool_name;
+pub use pass_on::Peer;
 pub use pools::prepare;
 
 /// Largest answer: a page of pools with their settings.
@@ -32,22 +33,15 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// A caller has many calls open, and each may hold this much memory.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
 
-/// Both services. While it is another replica's turn they refuse every call.
+/// Both services, here or at the replica that serves.
 pub fn routes(core: Arc<Core>) -> Routes {
-    let on_duty = {
-        let core = core.clone();
-        move |request: Request<()>| match core.duty.since() {
-            Some(_) => Ok(request),
-            None => Err(Status::from(Error::unavailable("another replica of pool-svc serves; repeat the call"))),
-        }
-    };
     let pools = PoolServiceServer::new(PoolApi { core: core.clone() })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_ANSWER);
-    let control = NodeControlServiceServer::new(control::ControlApi { core })
+    let control = NodeControlServiceServer::new(control::ControlApi { core: core.clone() })
         .max_decoding_message_size(MAX_REQUEST)
         .max_encoding_message_size(MAX_ANSWER);
-    Routes::new(InterceptedService::new(pools, on_duty.clone())).add_service(InterceptedService::new(control, on_duty))
+    Routes::new(pass_on::PassOn::new(pools, core.clone())).add_service(pass_on::PassOn::new(control, core))
 }
 
 #[derive(Debug)]

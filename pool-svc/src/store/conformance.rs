@@ -9,7 +9,7 @@ use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::node::NodeState;
 use crate::domain::pool::{Counts, NewPool};
 use crate::domain::{Node, Pool, PoolName};
-use crate::store::{AutoPoolWrite, Change, NodeWrite, Outcome, PoolWrite, Request, Store, StoreError};
+use crate::store::{AutoPoolWrite, Change, NodeWrite, Outcome, PoolWrite, Replica, Request, Store, StoreError};
 
 const NOW: Timestamp = Timestamp::from_micros(1_763_600_000_000_000);
 
@@ -60,6 +60,16 @@ pub async fn check(store: &impl Store) {
     lists_are_paged_by_key(store).await;
     counts_are_exact(store).await;
     owners_of_pools_are_written_once(store).await;
+    who_serves_is_who_said_so_last(store).await;
+}
+
+async fn who_serves_is_who_said_so_last(store: &impl Store) {
+    assert_eq!(store.serving().await.unwrap(), None);
+    for id in ["one", "two", "two"] {
+        let replica = Replica { id: id.to_owned(), endpoint: format!("http://{id}:1") };
+        store.announce(&replica).await.unwrap();
+        assert_eq!(store.serving().await.unwrap(), Some(replica));
+    }
 }
 
 async fn pools_are_found_without_case_and_only_once(store: &impl Store) {

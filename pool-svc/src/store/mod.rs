@@ -148,6 +148,15 @@ pub struct PoolCounts {
     pub low_priority: StateCounts,
 }
 
+/// A replica of the service: one life of a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replica {
+    /// Generated.
+    pub id: String,
+    /// Where other replicas reach it.
+    pub endpoint: String,
+}
+
 /// Pools and nodes of all accounts.
 #[async_trait]
 pub trait Store: std::fmt::Debug + Send + Sync + 'static {
@@ -197,6 +206,12 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
 
     /// Forgets answers to old requests; returns how many.
     async fn forget_requests(&self, now: Timestamp) -> Result<usize, StoreError>;
+
+    /// The replica that serves, as it has said itself.
+    async fn serving(&self) -> Result<Option<Replica>, StoreError>;
+
+    /// This replica serves from now on.
+    async fn announce(&self, replica: &Replica) -> Result<(), StoreError>;
 }
 
 impl From<StoreError> for kiln_error::Error {

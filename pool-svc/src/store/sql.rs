@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::domain::auto_pool::{AutoPool, AutoPoolState};
 use crate::domain::{Node, NodeName, Pool, PoolName};
 use crate::store::{
-    AutoPoolWrite, Change, NodeWrite, Outcome, PoolCounts, PoolWrite, StateCounts, Store, StoreError, events,
+    AutoPoolWrite, Change, NodeWrite, Outcome, PoolCounts, PoolWrite, Replica, StateCounts, Store, StoreError, events,
 };
 
 const SERVICE: &str = "pool-svc";
@@ -20,6 +20,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration::new(2, outbox::SCHEMA),
     Migration::new(3, requests::SCHEMA),
     Migration::new(4, include_str!("auto_pools.sql")),
+    Migration::new(5, include_str!("serving.sql")),
 ];
 
 /// Pools and nodes in `pool-svc.db`.
@@ -433,6 +434,33 @@ impl Store for SqlStore {
 
     async fn forget_requests(&self, now: Timestamp) -> Result<usize, StoreError> {
         self.database.write(move |connection| Ok(requests::forget(connection, now.as_micros())?)).await
+    }
+
+    async fn serving(&self) -> Result<Option<Replica>, StoreError> {
+        self.database
+            .read(|connection| {
+                let read =
+                    |row: Row<'_>| Ok(Replica { id: row.get(0).map_err(sql)?, endpoint: row.get(1).map_err(sql)? });
+                Ok(collect(connection, "SELECT replica, endpoint FROM serving", [], read)?.pop())
+            })
+            .await
+    }
+
+    async fn announce(&self, replica: &Replica) -> Result<(), StoreError> {
+        let replica = replica.clone();
+        self.database
+            .write(move |connection| {
+                let rows = connection
+                    .prepare_cached(
+                        "INSERT INTO serving VALUES (1, ?1, ?2)
+                         ON CONFLICT (one) DO UPDATE SET replica = excluded.replica, endpoint = excluded.endpoint",
+                    )
+                    .map_err(sql)?
+                    .execute(params![replica.id, replica.endpoint])
+                    .map_err(sql)?;
+                one(rows)
+            })
+            .await
     }
 }
 

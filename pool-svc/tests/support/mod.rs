@@ -10,7 +10,7 @@ use std::time::Duration;
 use kiln_auth::SecretKey;
 use kiln_bus::memory::MemoryBus;
 use kiln_grpc::{ServiceAuth, ServiceChannel, with_account};
-use kiln_node::JoinConfig;
+use kiln_node::{JoinConfig, JoinInvitation};
 use kiln_proto::pool::v1::control_up::Message as Up;
 use kiln_proto::pool::v1::node_control_service_client::NodeControlServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
@@ -37,6 +37,14 @@ pub struct Service {
     pub endpoint: String,
     shutdown: CancellationToken,
     task: tokio::task::JoinHandle<anyhow::Result<()>>,
+    /// Its own, so that it can be killed with everything it does.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 pub fn idle_agents(dir: &std::path::Path) -> LocalProviderConfig {
@@ -55,7 +63,8 @@ impl Service {
     }
 
     async fn open(dir: Arc<tempfile::TempDir>, key: Arc<SecretKey>, change: impl FnOnce(&mut Config)) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let listener = runtime.spawn(TcpListener::bind("127.0.0.1:0")).await.unwrap().unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let mut config = Config {
             control_endpoint: endpoint.clone(),
@@ -69,9 +78,9 @@ impl Service {
         change(&mut config);
         let bus = Arc::new(MemoryBus::new());
         let shutdown = CancellationToken::new();
-        let deps = Deps { cluster_key: key.clone(), bus: bus.clone() };
-        let task = kiln_telemetry::spawn(pool_svc::run(config, deps, listener, shutdown.clone()));
-        Self { dir, key, bus, endpoint, shutdown, task }
+        let deps = Deps { cluster_key: key.clone(), bus: bus.clone(), tls: None };
+        let task = runtime.spawn(pool_svc::run(config, deps, listener, shutdown.clone()));
+        Self { dir, key, bus, endpoint, shutdown, task, runtime: Some(runtime) }
     }
 
     /// Another replica, on a PostgreSQL that others may have, too; makes no nodes.
@@ -85,9 +94,16 @@ impl Service {
     }
 
     /// Stops the service in an orderly way.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
+        (&mut self.task).await.unwrap().unwrap();
+    }
+
+    /// Stops the service in the middle of whatever it does, as a crash would.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 
     /// Stops the service and starts it on the same data.
@@ -180,6 +196,33 @@ pub fn with_token<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
+}
+
+/// A token for machines that join a pool.
+pub async fn invitation(service: &Service, pool: &str, uses: i32) -> Result<JoinInvitation, kiln_error::Error> {
+    let request = CreateJoinTokenRequest { pool_id: pool.into(), uses, ..CreateJoinTokenRequest::default() };
+    let made = service.client().create_join_token(call(request)).await?.into_inner();
+    Ok(JoinInvitation::parse(&made.token).unwrap())
+}
+
+/// Makes a machine a node; it speaks to where the invitation leads.
+pub async fn join(
+    service: &Service,
+    invitation: &JoinInvitation,
+    request_id: &str,
+) -> Result<JoinConfig, kiln_error::Error> {
+    let mut client = NodeControlServiceClient::connect(invitation.control_endpoint.clone()).await.unwrap();
+    let request = JoinRequest { request_id: request_id.into() };
+    let joined = client.join(with_token(request, &invitation.token)).await?.into_inner();
+    Ok(JoinConfig {
+        control_endpoint: invitation.control_endpoint.clone(),
+        account: joined.account,
+        pool_id: joined.pool_id,
+        node_id: joined.node_id,
+        join_token: joined.join_token,
+        ca_pem: None,
+        node_dir: service.dir.path().join("joined"),
+    })
 }
 
 /// An agent of a node, as far as the service can tell.

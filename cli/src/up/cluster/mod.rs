@@ -44,7 +44,7 @@ use tokio_util::sync::CancellationToken;
 use self::balance::Backend;
 use self::process::{Replica, Supervised};
 use self::record::Record;
-use self::service::{Service, TABLE};
+use self::service::{ALL, Service};
 use self::settings::{Member, Shared};
 use super::deployment::{Deployment, Ports, Wanted};
 use super::dir::{DataDir, write_atomic};
@@ -236,7 +236,7 @@ impl Cluster {
         Running::withdraw(self.data.path());
         let mut left = self.processes;
         let mut front = Some(self.front);
-        for (service, _) in TABLE {
+        for service in ALL {
             let (of, others): (Vec<_>, Vec<_>) =
                 left.into_iter().partition(|process| process.replica.member.service == service);
             left = others;
@@ -269,8 +269,8 @@ fn members(replicas: usize, record: &mut Record) -> Outcome<Vec<Member>> {
         Ok(port)
     };
     let mut members = Vec::new();
-    for (service, most) in TABLE {
-        for replica in 1..=replicas.min(most) {
+    for service in ALL {
+        for replica in 1..=replicas {
             let name = format!("{}-{replica}", service.name());
             let blob_port = match service {
                 Service::StorageSvc => Some(port(format!("{name}/blob"))?),

@@ -1,4 +1,4 @@
-//! The services of a deployment, and how many processes each may have.
+//! The services of a deployment.
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -23,17 +23,9 @@ pub enum Service {
     StorageSvc,
 }
 
-/// In the order in which they are stopped (who is called last stops last), with
-/// the most processes that one deployment may have of each.
-pub const TABLE: [(Service, usize); 5] = [
-    (Service::Gateway, usize::MAX),
-    // Others would stand by and refuse calls, and an endpoint that lists replicas
-    // leads to them, too; being started again is as fast.
-    (Service::PoolSvc, 1),
-    (Service::JobSvc, usize::MAX),
-    (Service::MonitorSvc, usize::MAX),
-    (Service::StorageSvc, usize::MAX),
-];
+/// In the order in which they are stopped: who is called last stops last.
+pub const ALL: [Service; 5] =
+    [Service::Gateway, Service::PoolSvc, Service::JobSvc, Service::MonitorSvc, Service::StorageSvc];
 
 impl Service {
     /// For example `job-svc`; also its name on the command line.
@@ -99,7 +91,7 @@ mod tests {
     fn names_are_those_of_the_command_line_and_none_is_missing() {
         for service in Service::value_variants() {
             assert_eq!(service.to_possible_value().unwrap().get_name(), service.name());
-            assert!(TABLE.iter().any(|(known, most)| known == service && *most > 0));
+            assert!(ALL.contains(service));
         }
     }
 }

@@ -108,6 +108,7 @@ pub fn of(member: &Member, shared: &Shared<'_>) -> String {
             set("objects_dir", path(&shared.dir.join("blobs")));
         }
         Service::PoolSvc => {
+            set("advertised_endpoint", text(&super::super::local(member.port)));
             set("control_endpoint", urls(Service::PoolSvc));
             set("work_endpoint", urls(Service::JobSvc));
             set("public_blob_endpoint", text(shared.blob_endpoint));

@@ -38,6 +38,17 @@ impl Port {
         self.tls.is_some()
     }
 
+    /// Where others reach it: as was said, else by its own address.
+    ///
+    /// # Errors
+    /// If the socket has gone.
+    pub fn advertised(&self, said: Option<&str>) -> io::Result<String> {
+        Ok(match said {
+            Some(endpoint) => endpoint.to_owned(),
+            None => format!("{}://{}", if self.has_tls() { "https" } else { "http" }, self.local_addr()?),
+        })
+    }
+
     /// Where it listens.
     ///
     /// # Errors
