@@ -222,9 +222,10 @@ fn make_agent(
     let ca_pem = config.join.ca_pem.as_deref();
     let http = Http::new(settings.transfer_idle, settings.transfer_tries, node_token.clone(), ca_pem)?;
     let cache_dir = config.join.node_dir.join(kiln_node::STATE_DIR).join("cache");
-    let cache = Cache::create(cache_dir, settings.cache_bytes, http.clone()).context("the cache of resource files")?;
-    let input = Input { http: http.clone(), cache, permits: Semaphore::new(settings.parallel_downloads) };
-    let output = Output { http, permits: Semaphore::new(settings.parallel_uploads) };
+    let cache = Cache::create(cache_dir, settings.cache_bytes, http.clone(), settings.parallel_downloads)
+        .context("the cache of resource files")?;
+    let input = Input { http: http.clone(), cache };
+    let output = Output { http, connections: Semaphore::new(settings.parallel_uploads) };
     let kept = Kept::load(&root, &config.join.node_dir.join(kiln_node::STATE_DIR));
     let confiner = Arc::new(Confiner::new(config.shim_command.clone(), config.join.node_dir.clone(), machine::gpus()));
     let parts = Parts { supervisor, input, output, kept, confiner, record, node_token };

@@ -1,29 +1,42 @@
 //! Content that several tasks need is fetched once.
 //!
-//! An entry is named by the URL without its query and by the ETag. Every use
-//! asks the server with the task's own URL whether the content is still the
-//! same: so a task whose signature does not allow the file does not get it
-//! from the cache, and a changed blob is seen. Tasks receive copies, not links: a task that writes into
-//! its file must not change the file of another one.
+//! An entry is named by the URL without its signature, and by the ETag. Every use is allowed by
+//! the server: it is asked with the task's own URL whether the content is still the same, so a
+//! task whose signature does not allow the file does not get it from the cache, and a changed
+//! blob is seen. There is no time for which an entry is simply believed: who writes a blob and
+//! then adds a task may rely on the task to see what was written. But an answer counts for all
+//! tasks that had asked for the same URL, signature included, before the question was sent, so a
+//! thousand tasks that begin together cost a few questions.
+//!
+//! Content is not shared between URLs, even if the same MD5 is claimed for both: the MD5 of a
+//! blob is what its writer says it is, so a claim would open what the claimer may not read.
+//!
+//! Tasks receive copies, not links: a task that writes into its file must not change the file of
+//! another one. (Where the file system can share blocks until they are written, the copy
+//! does so.) Entries that were not used for the longest time make room.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
-use base64::Engine;
-use futures::StreamExt;
 use md5::{Digest, Md5};
-use reqwest::header::{CONTENT_LENGTH, ETAG, HeaderMap, IF_NONE_MATCH};
+use reqwest::header::IF_NONE_MATCH;
 use reqwest::{Response, StatusCode};
-use tokio::io::AsyncWriteExt;
+use tokio::sync::{MutexGuard, Semaphore, SemaphorePermit};
 use url::Url;
 
-use super::transfer::{Access, Http, TransferError, TryError, check, local_error, request_error, without_query};
+use super::download::{Content, Source};
+use super::transfer::{Access, Http, TransferError, check, request_error, without_query};
+use super::turns::Turns;
+use super::writer::blocking;
 
 /// An entry may take at most this part of the cache.
 const LARGEST_PART: u64 = 2;
-/// Bytes are written to disk in pieces of this size.
-const WRITE_BUFFER: usize = 256 * 1024;
+/// Entries at most; small files would be too many otherwise.
+const MAX_ENTRIES: usize = 10_000;
+/// How often an entry may vanish between the question and the copy.
+const LOOKS: usize = 3;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,37 +44,46 @@ pub struct Cache {
     dir: PathBuf,
     limit: u64,
     http: Http,
-    state: Mutex<State>,
+    /// Of the node.
+    connections: Semaphore,
+    entries: Mutex<Entries>,
+    /// By URL with its signature: the last answer.
+    questions: Turns<Option<Answer>>,
+    /// By content: who fetches it.
+    fetching: Turns<()>,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    entries: HashMap<String, Entry>,
-    /// Held by whoever fetches an entry that does not exist yet.
-    fetching: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
-    bytes: u64,
-    clock: u64,
-}
-
+/// What the server said about one URL.
 #[derive(Debug, Clone)]
-struct Entry {
-    etag: String,
-    path: PathBuf,
-    bytes: u64,
-    last_use: u64,
+struct Answer {
+    /// The question was sent after this.
+    asked: Instant,
+    /// The version that is in the cache, or why there is none.
+    version: Result<String, TransferError>,
 }
+
+type Question<'a> = MutexGuard<'a, Option<Answer>>;
 
 impl Cache {
-    /// An empty cache in `dir`; what an earlier agent left there is removed.
+    /// An empty cache in `dir`, with so many `connections` for the whole node; what an
+    /// earlier agent left there is removed.
     ///
     /// # Errors
     /// When the directory cannot be made.
-    pub fn create(dir: PathBuf, limit: u64, http: Http) -> std::io::Result<Self> {
+    pub fn create(dir: PathBuf, limit: u64, http: Http, connections: usize) -> std::io::Result<Self> {
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => std::fs::create_dir_all(&dir)?,
         }
-        Ok(Self { dir, limit, http, state: Mutex::default() })
+        Ok(Self {
+            dir,
+            limit,
+            http,
+            connections: Semaphore::new(connections),
+            entries: Mutex::default(),
+            questions: Turns::default(),
+            fetching: Turns::default(),
+        })
     }
 
     /// Fetches `url` to the new file `target`; gives its length.
@@ -69,125 +91,258 @@ impl Cache {
     /// # Errors
     /// [`TransferError`]; `target` may exist then and has to be removed.
     pub async fn fetch(&self, url: &Url, access: Access, target: &Path) -> Result<u64, TransferError> {
-        let key = cache_key(url);
-        if self.lookup(&key).is_some() {
-            return self.fetch_known(&key, url, access, target).await;
-        }
-        let turn = self.turn(&key);
-        let guard = turn.lock().await;
-        // Whoever held the lock before has probably put it into the cache.
-        let result = self.fetch_known(&key, url, access, target).await;
-        drop(guard);
-        drop(turn);
-        self.end_turn(&key);
-        result
-    }
-
-    async fn fetch_known(&self, key: &str, url: &Url, access: Access, target: &Path) -> Result<u64, TransferError> {
-        self.http
-            .with_retries(|| async {
-                let known = self.lookup(key);
-                let mut request = self.http.prepare(self.http.client(url).get(url.clone()), access);
-                if let Some(entry) = &known {
-                    request = request.header(IF_NONE_MATCH, &entry.etag);
-                }
-                let response = check(request.send().await.map_err(request_error)?).await?;
-                match known {
-                    Some(entry) if response.status() == StatusCode::NOT_MODIFIED => {
-                        match copy(&entry.path, target).await {
-                            Ok(bytes) => Ok(bytes),
-                            Err(error) => {
-                                // Evicted a moment ago, or damaged: fetch it anew.
-                                self.remove(key, &entry.etag);
-                                Err(TryError::Again(local_error("copying from the cache", &error)))
-                            }
+        let wanted = Instant::now();
+        let content = content_key(url);
+        let line = self.questions.of(hex(&Md5::digest(format!("{access:?} {url}"))));
+        let fetching = self.fetching.of(content.clone());
+        for _ in 0..LOOKS {
+            let Some(mut question) = line.wait().await else { break };
+            let version = match &*question {
+                Some(answer) if answer.asked > wanted => answer.version.clone()?,
+                _ => {
+                    // Who brings what is not there yet asks alone: the others, also those with
+                    // another signature, ask when it is there.
+                    let known = self.lock().version(&content);
+                    let mut turn = if known.is_none() { fetching.wait().await } else { None };
+                    let mut asked = self.ask(url, access, &content, &mut question).await?;
+                    if turn.is_none() && matches!(asked, Asked::New(_)) {
+                        turn = fetching.now();
+                        if turn.is_none() {
+                            // Nobody waits for the turn with a connection in the hand.
+                            drop(asked);
+                            turn = fetching.wait().await;
+                            asked = self.ask(url, access, &content, &mut question).await?;
                         }
                     }
-                    _ if response.status() == StatusCode::NOT_MODIFIED => {
-                        let message = "the server says 'not modified' although nothing was known";
-                        Err(TryError::Final(TransferError::Other(message.to_owned())))
+                    match asked {
+                        Asked::Same(version) => version,
+                        Asked::New(news) => {
+                            return self.receive(&content, url, access, news, target, (question, turn)).await;
+                        }
                     }
-                    _ => self.receive(key, response, target).await,
                 }
+            };
+            drop(question);
+            if let Some(bytes) = self.copy(&content, &version, target).await {
+                return Ok(bytes);
+            }
+        }
+        // The cache is too busy to be of use.
+        let _connection = self.connections.acquire().await;
+        let response = self.request(url, access, None).await?;
+        Ok(self.source(url, access).receive(response, target).await?.bytes)
+    }
+
+    /// Asks whether what the cache has is still right. Only "yes" and errors are answers
+    /// for others, too.
+    async fn ask(
+        &self,
+        url: &Url,
+        access: Access,
+        content: &str,
+        question: &mut Question<'_>,
+    ) -> Result<Asked<'_>, TransferError> {
+        // Never closed.
+        let connection = self.connections.acquire().await.ok();
+        let known = self.lock().version(content);
+        let asked = Instant::now();
+        let version = match self.request(url, access, known.as_deref()).await {
+            Ok(response) if response.status() != StatusCode::NOT_MODIFIED => {
+                return Ok(Asked::New(News { asked, response, _connection: connection }));
+            }
+            Ok(_) => known.ok_or_else(|| {
+                TransferError::Other("the server says 'not modified' although nothing was known".to_owned())
+            }),
+            Err(error) => Err(error),
+        };
+        **question = Some(Answer { asked, version: version.clone() });
+        version.map(Asked::Same)
+    }
+
+    async fn request(&self, url: &Url, access: Access, known: Option<&str>) -> Result<Response, TransferError> {
+        self.http
+            .with_retries(|| async {
+                let mut request = self.http.prepare(self.http.client(url).get(url.clone()), access);
+                if let Some(etag) = known {
+                    request = request.header(IF_NONE_MATCH, etag);
+                }
+                check(request.send().await.map_err(request_error)?).await
             })
             .await
     }
 
-    async fn receive(&self, key: &str, response: Response, target: &Path) -> Result<u64, TryError> {
-        let etag = header(response.headers(), ETAG.as_str());
-        let length = header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
-        let bytes = download(response, target).await?;
-        let fits = bytes <= self.limit / LARGEST_PART && length.is_none_or(|length| length == bytes);
-        if let (Some(etag), true) = (etag, fits && bytes > 0) {
-            self.keep(key, etag, target, bytes).await;
+    /// Takes content that the cache does not have. Those who want the same wait for the
+    /// `turns`, unless it will not be in the cache afterwards.
+    async fn receive(
+        &self,
+        key: &str,
+        url: &Url,
+        access: Access,
+        news: News<'_>,
+        target: &Path,
+        turns: (Question<'_>, Option<MutexGuard<'_, ()>>),
+    ) -> Result<u64, TransferError> {
+        let (mut question, _turn) = turns;
+        let News { asked, response, _connection } = news;
+        let content = Content::of(response.headers());
+        let fits = content.length.is_none_or(|length| length > 0 && length <= self.limit / LARGEST_PART);
+        if !fits || content.etag.is_none() {
+            drop((question, _turn));
+            return Ok(self.source(url, access).receive(response, target).await?.bytes);
         }
-        Ok(bytes)
+        let received = self.source(url, access).receive(response, target).await?;
+        if let Some(etag) = received.etag
+            && self.keep(key, &etag, target, received.bytes).await
+        {
+            *question = Some(Answer { asked, version: Ok(etag) });
+        }
+        Ok(received.bytes)
     }
 
-    /// Takes a copy of `file` into the cache. A failure costs only speed.
-    async fn keep(&self, key: &str, etag: String, file: &Path, bytes: u64) {
-        let path = self.dir.join(format!("{key}-{}", uuid::Uuid::new_v4().simple()));
-        if let Err(error) = copy(file, &path).await {
-            tracing::debug!(%error, "a file could not be put into the cache");
-            remove_file(&path);
-            return;
-        }
-        let mut state = self.lock();
-        state.clock += 1;
-        let entry = Entry { etag, path, bytes, last_use: state.clock };
-        state.bytes += bytes;
-        if let Some(old) = state.entries.insert(key.to_owned(), entry) {
-            state.bytes -= old.bytes;
-            remove_file(&old.path);
-        }
-        while state.bytes > self.limit {
-            let Some(oldest) = state.entries.iter().min_by_key(|(_, entry)| entry.last_use).map(|(key, _)| key.clone())
-            else {
-                break;
-            };
-            if let Some(entry) = state.entries.remove(&oldest) {
-                state.bytes -= entry.bytes;
-                remove_file(&entry.path);
+    fn source<'a>(&'a self, url: &'a Url, access: Access) -> Source<'a> {
+        Source { http: &self.http, url, access, connections: &self.connections }
+    }
+
+    /// Copies an entry; nothing if it is not there (any more), or damaged.
+    async fn copy(&self, key: &str, version: &str, target: &Path) -> Option<u64> {
+        let path = self.lock().find(key, version)?;
+        let (from, to) = (path.clone(), target.to_owned());
+        match blocking(move || std::fs::copy(from, to)).await {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                tracing::debug!(%error, "a file could not be copied from the cache");
+                let damaged = self.lock().remove(key, version);
+                self.discard(damaged).await;
+                None
             }
         }
     }
 
-    fn lookup(&self, key: &str) -> Option<Entry> {
-        let mut state = self.lock();
-        state.clock += 1;
-        let now = state.clock;
-        let entry = state.entries.get_mut(key)?;
-        entry.last_use = now;
-        Some(entry.clone())
+    /// Takes a copy of `file` into the cache. A failure costs only speed.
+    async fn keep(&self, key: &str, etag: &str, file: &Path, bytes: u64) -> bool {
+        if bytes == 0 || bytes > self.limit / LARGEST_PART {
+            return false;
+        }
+        let path = self.dir.join(format!("{key}-{}", uuid::Uuid::new_v4().simple()));
+        let (from, to) = (file.to_owned(), path.clone());
+        if let Err(error) = blocking(move || std::fs::copy(from, to)).await {
+            tracing::debug!(%error, "a file could not be put into the cache");
+            self.discard(vec![path]).await;
+            return false;
+        }
+        let unneeded = self.lock().add(key, Entry { etag: etag.to_owned(), path, bytes, last_use: 0 }, self.limit);
+        self.discard(unneeded).await;
+        true
     }
 
-    fn remove(&self, key: &str, etag: &str) {
-        let mut state = self.lock();
-        if state.entries.get(key).is_some_and(|entry| entry.etag == etag)
-            && let Some(entry) = state.entries.remove(key)
-        {
-            state.bytes -= entry.bytes;
-            remove_file(&entry.path);
+    async fn discard(&self, files: Vec<PathBuf>) {
+        if files.is_empty() {
+            return;
+        }
+        let removed = blocking(move || {
+            for path in files {
+                match std::fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        tracing::debug!(path = %path.display(), %error, "a file of the cache could not be removed");
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = removed.await {
+            tracing::debug!(%error, "files of the cache could not be removed");
         }
     }
 
-    fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        self.lock().fetching.entry(key.to_owned()).or_default().clone()
-    }
-
-    fn end_turn(&self, key: &str) {
-        let mut state = self.lock();
-        if state.fetching.get(key).is_some_and(|turn| Arc::strong_count(turn) == 1) {
-            state.fetching.remove(key);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn cache_key(url: &Url) -> String {
+enum Asked<'a> {
+    /// The entry of this version may be used.
+    Same(String),
+    /// There is another one.
+    New(News<'a>),
+}
+
+/// Content that the cache does not have, on its way.
+struct News<'a> {
+    /// The question was sent after this.
+    asked: Instant,
+    response: Response,
+    _connection: Option<SemaphorePermit<'a>>,
+}
+
+/// What is in the cache, and in which order it was used.
+#[derive(Debug, Default)]
+struct Entries {
+    by_key: HashMap<String, Entry>,
+    /// Keys by their last use.
+    uses: BTreeMap<u64, String>,
+    bytes: u64,
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    etag: String,
+    path: PathBuf,
+    bytes: u64,
+    last_use: u64,
+}
+
+impl Entries {
+    fn version(&self, key: &str) -> Option<String> {
+        self.by_key.get(key).map(|entry| entry.etag.clone())
+    }
+
+    /// The file of an entry, which is used now.
+    fn find(&mut self, key: &str, etag: &str) -> Option<PathBuf> {
+        let entry = self.by_key.get_mut(key).filter(|entry| entry.etag == etag)?;
+        self.uses.remove(&entry.last_use);
+        self.clock += 1;
+        entry.last_use = self.clock;
+        self.uses.insert(self.clock, key.to_owned());
+        Some(entry.path.clone())
+    }
+
+    /// Adds an entry or replaces the one of this key; gives the files that have to go for it.
+    fn add(&mut self, key: &str, mut entry: Entry, limit: u64) -> Vec<PathBuf> {
+        let mut unneeded = Vec::new();
+        self.take(key, &mut unneeded);
+        self.clock += 1;
+        entry.last_use = self.clock;
+        self.bytes += entry.bytes;
+        self.uses.insert(self.clock, key.to_owned());
+        self.by_key.insert(key.to_owned(), entry);
+        while self.bytes > limit || self.by_key.len() > MAX_ENTRIES {
+            let Some((_, oldest)) = self.uses.pop_first() else { break };
+            self.take(&oldest, &mut unneeded);
+        }
+        unneeded
+    }
+
+    /// Forgets an entry of this version; gives its file.
+    fn remove(&mut self, key: &str, etag: &str) -> Vec<PathBuf> {
+        let mut unneeded = Vec::new();
+        if self.by_key.get(key).is_some_and(|entry| entry.etag == etag) {
+            self.take(key, &mut unneeded);
+        }
+        unneeded
+    }
+
+    fn take(&mut self, key: &str, unneeded: &mut Vec<PathBuf>) {
+        if let Some(entry) = self.by_key.remove(key) {
+            self.uses.remove(&entry.last_use);
+            self.bytes -= entry.bytes;
+            unneeded.push(entry.path);
+        }
+    }
+}
+
+fn content_key(url: &Url) -> String {
     // These name another content, unlike the parts of a signature.
     let versions: Vec<String> = url
         .query_pairs()
@@ -201,61 +356,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn header(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
-}
-
-fn remove_file(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::debug!(path = %path.display(), %error, "a file of the cache could not be removed");
-    }
-}
-
-async fn copy(from: &Path, to: &Path) -> std::io::Result<u64> {
-    tokio::fs::copy(from, to).await
-}
-
-/// Writes the body to `target`; checks length and MD5.
-async fn download(response: Response, target: &Path) -> Result<u64, TryError> {
-    let expected_length = header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
-    let expected_md5 = header(response.headers(), "content-md5")
-        .and_then(|text| base64::prelude::BASE64_STANDARD.decode(text).ok())
-        .filter(|sum| sum.len() == 16);
-    let local = |error: std::io::Error| TryError::Final(local_error("writing the file", &error));
-    let file = tokio::fs::File::create(target).await.map_err(local)?;
-    let mut file = tokio::io::BufWriter::with_capacity(WRITE_BUFFER, file);
-    let mut sum = Md5::new();
-    let mut bytes = 0u64;
-    let mut body = response.bytes_stream();
-    while let Some(piece) = body.next().await {
-        let piece = piece.map_err(request_error)?;
-        sum.update(&piece);
-        bytes += piece.len() as u64;
-        file.write_all(&piece).await.map_err(local)?;
-    }
-    file.flush().await.map_err(local)?;
-    if expected_length.is_some_and(|expected| expected != bytes) {
-        let message = format!("{bytes} bytes arrived instead of {}", expected_length.unwrap_or_default());
-        return Err(TryError::Again(TransferError::Other(message)));
-    }
-    if expected_md5.is_some_and(|expected| expected != sum.finalize().as_slice()) {
-        return Err(TryError::Again(TransferError::Other("the content does not fit its Content-MD5".to_owned())));
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signatures_do_not_make_another_file_and_snapshots_do() {
-        let key = |text: &str| cache_key(&Url::parse(text).unwrap());
-        let plain = key("http://h/a/c/b");
-        assert_eq!(plain, key("http://h/a/c/b?sv=1&sr=b&sig=xyz&se=2030&sp=r"));
-        assert_ne!(plain, key("http://h/a/c/b?snapshot=1&sig=xyz"));
-        assert_ne!(plain, key("http://h/a/c/c"));
-    }
-}
+#[path = "cache_tests.rs"]
+mod tests;

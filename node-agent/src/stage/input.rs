@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use futures::{StreamExt, TryStreamExt};
 use kiln_proto::common::v1::ResourceFile;
 use kiln_proto::common::v1::resource_file::Source;
-use tokio::sync::Semaphore;
 use url::Url;
 
 use super::cache::Cache;
 use super::listing;
 use super::transfer::{Access, Http, TransferError, without_query};
+use super::writer::blocking;
 use crate::domain::failure::Failure;
 use crate::domain::paths;
 
@@ -26,8 +26,6 @@ pub struct Input {
     pub http: Http,
     /// Fetches files.
     pub cache: Cache,
-    /// Bounds the transfers of the node.
-    pub permits: Semaphore,
 }
 
 /// One file to fetch.
@@ -112,8 +110,6 @@ impl Input {
     }
 
     async fn fetch(&self, download: Download, base: &Path) -> Result<(), Failure> {
-        // Never closed.
-        let _permit = self.permits.acquire().await;
         let target = base.join(&download.target);
         let parent = target.parent().unwrap_or(base).to_owned();
         create_directory(base, &parent).await?;
@@ -137,9 +133,14 @@ impl Input {
                 .with("FilePath", download.target.display().to_string())
         };
         let permissions = std::fs::Permissions::from_mode(download.mode);
-        tokio::fs::set_permissions(partial, permissions).await.map_err(create_failed)?;
-        // Replaces a file or link of that name, does not follow a link.
-        tokio::fs::rename(partial, target).await.map_err(create_failed)
+        let (partial, target) = (partial.to_owned(), target.to_owned());
+        blocking(move || {
+            std::fs::set_permissions(&partial, permissions)?;
+            // Replaces a file or link of that name, does not follow a link.
+            std::fs::rename(partial, target)
+        })
+        .await
+        .map_err(create_failed)
     }
 }
 
@@ -213,7 +214,9 @@ fn download_failure(url: &Url, error: &TransferError) -> Failure {
         TransferError::TimedOut(_) => Failure::server("BlobDownloadTimedOut", message),
         TransferError::Local(_) => Failure::server("ResourceFileWriteFailed", message),
         TransferError::DiskFull => Failure::server("DiskFull", message),
-        TransferError::Conflict(_) | TransferError::Other(_) => Failure::server("BlobDownloadMiscError", message),
+        TransferError::Conflict(_) | TransferError::Changed | TransferError::NoRanges | TransferError::Other(_) => {
+            Failure::server("BlobDownloadMiscError", message)
+        }
     };
     failure.with("BlobSource", without_query(url).to_string())
 }
@@ -224,9 +227,12 @@ fn container_failure(container: &Url, error: &TransferError) -> Failure {
         TransferError::NotFound(_) => Failure::user("ResourceContainerNotFound", message),
         TransferError::Denied(_) => Failure::user("ResourceContainerAccessDenied", message),
         TransferError::TimedOut(_) => Failure::server("ResourceContainerListTimedOut", message),
-        TransferError::Conflict(_) | TransferError::Local(_) | TransferError::DiskFull | TransferError::Other(_) => {
-            Failure::server("ResourceContainerListMiscError", message)
-        }
+        TransferError::Conflict(_)
+        | TransferError::Changed
+        | TransferError::NoRanges
+        | TransferError::Local(_)
+        | TransferError::DiskFull
+        | TransferError::Other(_) => Failure::server("ResourceContainerListMiscError", message),
     };
     failure.with("ContainerSource", without_query(container).to_string())
 }

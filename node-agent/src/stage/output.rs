@@ -3,31 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use base64::Engine;
 use futures::{StreamExt, TryStreamExt};
 use kiln_proto::common::v1::{OutputFile, OutputFileUploadCondition};
 use nix::libc;
-use reqwest::Body;
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::Semaphore;
-use tokio_util::io::ReaderStream;
 use url::Url;
 
 use super::listing;
-use super::transfer::{Access, Http, TransferError, check, local_error, request_error, without_query};
+use super::transfer::{Http, TransferError, without_query};
+use super::upload::Target;
 use crate::domain::failure::Failure;
 use crate::domain::glob::Pattern;
 use crate::domain::paths;
 
-/// Larger files are uploaded in blocks.
-const LARGEST_PUT: u64 = 64 * 1024 * 1024;
-/// A blob has at most this many blocks.
-const MAX_BLOCKS: u64 = 50_000;
 const PARALLEL_PER_TASK: usize = 4;
 /// A pattern that means more files than this is a mistake.
 const MAX_FILES: usize = 100_000;
-const READ_BUFFER: usize = 256 * 1024;
 
 /// Takes output files out.
 #[derive(Debug)]
@@ -35,7 +27,7 @@ pub struct Output {
     /// Uploads files.
     pub http: Http,
     /// Bounds the transfers of the node.
-    pub permits: Semaphore,
+    pub connections: Semaphore,
 }
 
 /// What an upload is about.
@@ -118,10 +110,12 @@ impl Output {
         log: &Log,
     ) -> Result<(), Failure> {
         // Never closed.
-        let _permit = self.permits.acquire().await;
+        let _connection = self.connections.acquire().await;
         let url = listing::blob_url(container, &upload.blob)
             .ok_or_else(|| Failure::user("FileUploadMiscError", "the container URL cannot have blobs"))?;
-        let bytes = self.put(&upload.file, &url, output).await.map_err(|error| {
+        let to =
+            Target { http: &self.http, url: &url, headers: &output.upload_headers, connections: &self.connections };
+        let bytes = to.send(&upload.file).await.map_err(|error| {
             let target = without_query(&url);
             upload_failure(&error, format!("{} to {target}: {error}", upload.file.display()))
                 .with("FilePath", upload.file.display().to_string())
@@ -130,91 +124,6 @@ impl Output {
         log.done(&format!("{} -> {} ({bytes} bytes)", upload.file.display(), without_query(&url))).await;
         Ok(())
     }
-
-    async fn put(&self, path: &Path, url: &Url, output: &OutputFile) -> Result<u64, TransferError> {
-        let bytes = open(path).await?.metadata().await.map_err(|error| local_error("reading", &error))?.len();
-        if bytes <= LARGEST_PUT {
-            self.send(url, path, 0, bytes, |request| {
-                with_headers(request.header("x-ms-blob-type", "BlockBlob"), output, true)
-            })
-            .await?;
-            return Ok(bytes);
-        }
-        let block = (LARGEST_PUT / 4).max(bytes.div_ceil(MAX_BLOCKS));
-        let mut list = String::from("<?xml version=\"1.0\" encoding=\"utf-8\"?><BlockList>");
-        for number in 0..bytes.div_ceil(block) {
-            // Ids of one blob must have the same length.
-            let id = base64::prelude::BASE64_STANDARD.encode(format!("{number:08}"));
-            let start = number * block;
-            let mut part = url.clone();
-            part.query_pairs_mut().append_pair("comp", "block").append_pair("blockid", &id);
-            self.send(&part, path, start, block.min(bytes - start), |request| request).await?;
-            list.push_str(&format!("<Latest>{id}</Latest>"));
-        }
-        list.push_str("</BlockList>");
-        let mut whole = url.clone();
-        whole.query_pairs_mut().append_pair("comp", "blocklist");
-        self.http
-            .with_retries(|| async {
-                let request = self.http.client(&whole).put(whole.clone()).body(list.clone());
-                let request = with_headers(self.http.prepare(request, Access::Url), output, false);
-                check(request.send().await.map_err(request_error)?).await.map(|_| ())
-            })
-            .await?;
-        Ok(bytes)
-    }
-
-    async fn send(
-        &self,
-        url: &Url,
-        path: &Path,
-        start: u64,
-        length: u64,
-        headers: impl Fn(reqwest::RequestBuilder) -> reqwest::RequestBuilder + Sync,
-    ) -> Result<(), TransferError> {
-        self.http
-            .with_retries(|| async {
-                let fatal = super::transfer::TryError::Final;
-                let mut file = open(path).await.map_err(fatal)?;
-                file.seek(std::io::SeekFrom::Start(start))
-                    .await
-                    .map_err(|error| fatal(local_error("reading", &error)))?;
-                let content = ReaderStream::with_capacity(file.take(length), READ_BUFFER);
-                let request = self
-                    .http
-                    .client(url)
-                    .put(url.clone())
-                    .header(CONTENT_LENGTH, length)
-                    .body(Body::wrap_stream(content));
-                let request = headers(self.http.prepare(request, Access::Url));
-                check(request.send().await.map_err(request_error)?).await.map(|_| ())
-            })
-            .await
-    }
-}
-
-/// `whole`: the request itself carries the content of the blob.
-fn with_headers(mut request: reqwest::RequestBuilder, output: &OutputFile, whole: bool) -> reqwest::RequestBuilder {
-    for header in &output.upload_headers {
-        request = request.header(&header.name, &header.value);
-    }
-    let has_type = |header: &kiln_proto::common::v1::NameValue| {
-        header.name.eq_ignore_ascii_case("content-type") || header.name.eq_ignore_ascii_case("x-ms-blob-content-type")
-    };
-    if whole && !output.upload_headers.iter().any(has_type) {
-        request = request.header(CONTENT_TYPE, "application/octet-stream");
-    }
-    request
-}
-
-async fn open(path: &Path) -> Result<tokio::fs::File, TransferError> {
-    // Not blocked by a pipe that took the place of the file.
-    tokio::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .await
-        .map_err(|error| local_error(&format!("reading {}", path.display()), &error))
 }
 
 fn is_due(output: &OutputFile, exit_code: i32) -> bool {
@@ -231,9 +140,11 @@ fn upload_failure(error: &TransferError, message: String) -> Failure {
         TransferError::Denied(_) => Failure::user("FileUploadAccessDenied", message),
         TransferError::Conflict(_) => Failure::user("FileUploadConflict", message),
         TransferError::TimedOut(_) => Failure::server("FileUploadTimedOut", message),
-        TransferError::Local(_) | TransferError::DiskFull | TransferError::Other(_) => {
-            Failure::server("FileUploadMiscError", message)
-        }
+        TransferError::Changed
+        | TransferError::NoRanges
+        | TransferError::Local(_)
+        | TransferError::DiskFull
+        | TransferError::Other(_) => Failure::server("FileUploadMiscError", message),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Certificate, Client, RequestBuilder, Response, StatusCode};
 use url::{Host, Url};
 
@@ -11,6 +12,8 @@ const BLOB_API_VERSION: &str = "2021-12-02";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A server that wants to be left alone for longer is asked again after this.
+const LONGEST_WISH: Duration = Duration::from_secs(60);
 /// How much of an error's body is put into messages.
 const MAX_ERROR_TEXT: usize = 300;
 /// How much of an error's body is read for that.
@@ -49,6 +52,12 @@ pub enum TransferError {
     /// 409 or 412.
     #[error("conflict ({0})")]
     Conflict(String),
+    /// Another version took the place of the one that was being read.
+    #[error("the content changed while it was read")]
+    Changed,
+    /// Only the whole can be had.
+    #[error("the connection broke, and the server cannot send the rest alone")]
+    NoRanges,
     /// The server did not answer in time, in the last try.
     #[error("timed out ({0})")]
     TimedOut(String),
@@ -68,6 +77,8 @@ pub enum TransferError {
 pub enum TryError {
     /// Another try may succeed.
     Again(TransferError),
+    /// As [`TryError::Again`], after the time that the server asked for.
+    Later(TransferError, Duration),
     /// Another try would fail, too.
     Final(TransferError),
 }
@@ -121,6 +132,11 @@ impl Http {
         }
     }
 
+    /// As many tries as one transfer has.
+    pub fn retries(&self) -> Retries {
+        Retries { left: self.tries, all: self.tries, pause: FIRST_PAUSE }
+    }
+
     /// Tries until success, a final error, or the last try.
     ///
     /// # Errors
@@ -129,20 +145,49 @@ impl Http {
     where
         F: Future<Output = Result<T, TryError>> + Send,
     {
-        let mut pause = FIRST_PAUSE;
-        for left in (0..self.tries).rev() {
+        let mut retries = self.retries();
+        loop {
             match attempt().await {
                 Ok(value) => return Ok(value),
-                Err(TryError::Final(error)) => return Err(error),
-                Err(TryError::Again(error)) if left == 0 => return Err(error),
-                Err(TryError::Again(error)) => {
-                    tracing::debug!(%error, ?pause, "a transfer is tried again");
-                    tokio::time::sleep(jittered(pause)).await;
-                    pause = (pause * 3).min(LONGEST_PAUSE);
-                }
+                Err(error) => retries.pause_after(error).await?,
             }
         }
-        Err(TransferError::Other("no try was allowed".to_owned()))
+    }
+}
+
+/// Tries that are left.
+#[derive(Debug)]
+pub struct Retries {
+    left: u32,
+    all: u32,
+    pause: Duration,
+}
+
+impl Retries {
+    /// Waits until the next try.
+    ///
+    /// # Errors
+    /// The error itself, if it is final or was that of the last try.
+    pub async fn pause_after(&mut self, error: TryError) -> Result<(), TransferError> {
+        let (error, wish) = match error {
+            TryError::Final(error) => return Err(error),
+            TryError::Again(error) => (error, Duration::ZERO),
+            TryError::Later(error, wish) => (error, wish.min(LONGEST_WISH)),
+        };
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            return Err(error);
+        }
+        let pause = jittered(self.pause).max(wish);
+        tracing::debug!(%error, ?pause, "a transfer is tried again");
+        tokio::time::sleep(pause).await;
+        self.pause = (self.pause * 3).min(LONGEST_PAUSE);
+        Ok(())
+    }
+
+    /// The last try was worth something: the tries are counted anew.
+    pub fn progressed(&mut self) {
+        (self.left, self.pause) = (self.all, FIRST_PAUSE);
     }
 }
 
@@ -186,7 +231,10 @@ pub async fn check(response: Response) -> Result<Response, TryError> {
     if status.is_success() || status == StatusCode::NOT_MODIFIED {
         return Ok(response);
     }
-    let code = response.headers().get("x-ms-error-code").and_then(|code| code.to_str().ok()).map(str::to_owned);
+    let code = header(response.headers(), "x-ms-error-code");
+    let wish = header(response.headers(), RETRY_AFTER.as_str()).and_then(|seconds| seconds.trim().parse().ok());
+    // Bytes that were damaged on their way may arrive whole the next time.
+    let damaged = code.as_deref().is_some_and(|code| matches!(code, "Md5Mismatch" | "Crc64Mismatch"));
     let body = match code {
         Some(_) => String::new(),
         None => String::from_utf8_lossy(&beginning(response).await).into_owned(),
@@ -202,11 +250,21 @@ pub async fn check(response: Response) -> Result<Response, TryError> {
         StatusCode::NOT_FOUND | StatusCode::GONE => TryError::Final(TransferError::NotFound(text)),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => TryError::Final(TransferError::Denied(text)),
         StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED => TryError::Final(TransferError::Conflict(text)),
+        // Only an answer to a range: there is less than there was.
+        StatusCode::RANGE_NOT_SATISFIABLE => TryError::Again(TransferError::Changed),
         StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => TryError::Again(TransferError::TimedOut(text)),
-        StatusCode::TOO_MANY_REQUESTS => TryError::Again(TransferError::Other(text)),
-        status if status.is_server_error() => TryError::Again(TransferError::Other(text)),
+        status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => match wish {
+            Some(seconds) => TryError::Later(TransferError::Other(text), Duration::from_secs(seconds)),
+            None => TryError::Again(TransferError::Other(text)),
+        },
+        _ if damaged => TryError::Again(TransferError::Other(text)),
         _ => TryError::Final(TransferError::Other(text)),
     })
+}
+
+/// The text of a header.
+pub fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 /// The first bytes of a body: whoever answers may never stop.
