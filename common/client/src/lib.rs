@@ -8,6 +8,8 @@
 //! # Ok(()) }
 //! ```
 
+pub mod blobs;
+
 use std::path::Path;
 use std::sync::Arc;
 

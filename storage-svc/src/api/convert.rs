@@ -2,9 +2,11 @@
 
 use kiln_error::Error;
 use kiln_proto::storage::v1 as proto;
+use kiln_proto::storage::v1::upload_request;
 use kiln_proto::time;
 use kiln_time::Timestamp;
 
+use crate::domain::StorageError;
 use crate::domain::model::{Blob, Container, PublicAccess};
 
 pub fn container(container: Container) -> proto::Container {
@@ -51,4 +53,16 @@ pub fn blob(blob: Blob) -> proto::Blob {
 
 pub fn instant(timestamp: &prost_types::Timestamp) -> Timestamp {
     Timestamp::from_micros(time::micros(timestamp))
+}
+
+/// The bytes of a message after the header.
+pub fn data(message: Result<proto::UploadRequest, tonic::Status>) -> Result<bytes::Bytes, StorageError> {
+    match message {
+        Ok(proto::UploadRequest { part: Some(upload_request::Part::Data(data)) }) => Ok(data),
+        Ok(_) => Err(StorageError::InvalidHeader),
+        Err(error) => {
+            tracing::debug!(%error, "an upload broke off");
+            Err(StorageError::IncompleteBody)
+        }
+    }
 }

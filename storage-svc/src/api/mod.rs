@@ -1,8 +1,11 @@
 //! gRPC: [`storage`] for programs and services, [`admin`] for services only.
-//! Both turn messages into values of the domain and back; they hold no rule.
+//! Pieces of large
+//! blobs are taken in [`resumable`]. All turn messages into values of the domain and back; they hold no rule.
 
 mod admin;
 mod convert;
+mod resumable;
+mod sas;
 mod storage;
 
 pub use admin::Admin;

@@ -11,18 +11,16 @@ use kiln_proto::storage::v1 as proto;
 use kiln_proto::storage::v1::storage_service_server::StorageService;
 use kiln_proto::storage::v1::{download_response, upload_request};
 use kiln_time::Timestamp;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admin::no_account;
-use super::convert;
+use super::{convert, resumable, sas};
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
 use crate::domain::limits::Limits;
 use crate::domain::model::{Address, BlobProperties, Container, DEFAULT_CONTENT_TYPE, MAX_PAGE};
 use crate::domain::names;
 use crate::domain::range::WantedRange;
-use crate::domain::sas::{self, NewSas};
 use crate::service::{Expected, PutBlob, Storage};
 use crate::store::{BlobEntry, BlobPosition, BlobQuery, Deletion, Guard};
 
@@ -30,8 +28,6 @@ use crate::store::{BlobEntry, BlobPosition, BlobQuery, Deletion, Guard};
 const DEFAULT_PAGE: u32 = 1000;
 /// Bytes of one message of a download.
 const MESSAGE: usize = 256 * 1024;
-/// What stays as it is in the path of a URL.
-const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
 
 /// See the module.
 #[derive(Debug)]
@@ -52,7 +48,7 @@ fn account_of<T>(request: &Request<T>) -> Result<String, Error> {
     Ok(Caller::of(request)?.service_account()?.to_owned())
 }
 
-fn refused(error: StorageError) -> Status {
+pub(super) fn refused(error: StorageError) -> Status {
     Error::from(error).into()
 }
 
@@ -192,33 +188,39 @@ impl StorageService for StorageApi {
         };
         let content_type =
             if header.content_type.is_empty() { DEFAULT_CONTENT_TYPE.to_owned() } else { header.content_type };
+        let properties = BlobProperties { content_type, ..BlobProperties::default() };
+        let metadata = names::check_metadata(header.metadata).map_err(refused)?;
+        let conditions = if header.if_absent { Conditions::absent() } else { Conditions::default() };
+        let guard = Guard::from(conditions);
+        let (container, name) = (header.container, header.name);
+        if let Some(piece) = header.resumable {
+            let whole = resumable::Whole { account, container, name, properties, metadata, guard };
+            let blob = resumable::receive(&self.storage, whole, piece, md5, messages).await?;
+            return Ok(Response::new(proto::UploadResponse { blob: blob.map(convert::blob) }));
+        }
         let put = PutBlob {
             account,
-            container: header.container,
-            name: header.name,
-            properties: BlobProperties { content_type, ..BlobProperties::default() },
-            metadata: names::check_metadata(header.metadata).map_err(refused)?,
+            container,
+            name,
+            properties,
+            metadata,
             tier: None,
             expected: Expected { md5, ..Expected::default() },
             limits: Limits::default(),
-            guard: Guard::from(if header.if_absent { Conditions::absent() } else { Conditions::default() }),
+            guard,
             request_id: header.request_id,
         };
-        let body = stream::try_unfold(messages, |mut messages| async move {
-            match messages.message().await {
-                Ok(None) => Ok(None),
-                Ok(Some(proto::UploadRequest { part: Some(upload_request::Part::Data(data)) })) => {
-                    Ok(Some((data, messages)))
-                }
-                Ok(Some(_)) => Err(StorageError::InvalidHeader),
-                Err(error) => {
-                    tracing::debug!(%error, "an upload broke off");
-                    Err(StorageError::IncompleteBody)
-                }
-            }
-        });
+        let body = messages.map(convert::data);
         let put = self.storage.put_blob(put, Box::pin(body)).await.map_err(refused)?;
         Ok(Response::new(proto::UploadResponse { blob: Some(convert::blob(put.blob)) }))
+    }
+
+    async fn get_upload(
+        &self,
+        request: Request<proto::GetUploadRequest>,
+    ) -> Result<Response<proto::GetUploadResponse>, Status> {
+        let account = account_of(&request)?;
+        Ok(Response::new(resumable::durable(&self.storage, &account, request.into_inner()).await?))
     }
 
     type DownloadStream = Pin<Box<dyn Stream<Item = Result<proto::DownloadResponse, Status>> + Send>>;
@@ -267,30 +269,21 @@ impl StorageService for StorageApi {
         request: Request<proto::CreateSasRequest>,
     ) -> Result<Response<proto::CreateSasResponse>, Status> {
         let account = account_of(&request)?;
-        let given = request.into_inner();
-        names::check_container(&given.container).map_err(refused)?;
-        let blob = (!given.blob.is_empty()).then_some(given.blob.as_str());
-        if let Some(blob) = blob {
-            names::check_blob(blob).map_err(refused)?;
-        }
-        let expires = given.expires.as_ref().ok_or_else(|| Error::missing_property("expires"))?;
         let account = self.storage.account(&account).await.map_err(refused)?.ok_or_else(|| no_account(&account))?;
-        let new = NewSas {
-            account: &account.name,
-            container: &given.container,
-            blob,
-            permissions: &given.permissions,
-            starts: given.starts.as_ref().map(convert::instant),
-            expires: convert::instant(expires),
-        };
-        let sas = sas::create(&new, &account.keys[0])?;
-        let mut url = format!("{}/{}/{}", self.public_blob_endpoint, account.name, given.container);
-        if let Some(blob) = blob {
-            url.push('/');
-            url.extend(utf8_percent_encode(blob, PATH));
-        }
-        url.push('?');
-        url.push_str(&sas);
-        Ok(Response::new(proto::CreateSasResponse { sas, url }))
+        Ok(Response::new(sas::create(&account, &self.public_blob_endpoint, request.get_ref())?))
+    }
+
+    async fn create_sas_batch(
+        &self,
+        request: Request<proto::CreateSasBatchRequest>,
+    ) -> Result<Response<proto::CreateSasBatchResponse>, Status> {
+        let account = account_of(&request)?;
+        let account = self.storage.account(&account).await.map_err(refused)?.ok_or_else(|| no_account(&account))?;
+        let wanted = request.into_inner().requests;
+        let endpoint = self.public_blob_endpoint.clone();
+        // Thousands of signatures keep a thread busy for a while.
+        let signed = tokio::task::spawn_blocking(move || sas::create_batch(&account, &endpoint, &wanted)).await;
+        let responses = signed.map_err(|error| Error::internal(error.to_string()))??;
+        Ok(Response::new(proto::CreateSasBatchResponse { responses }))
     }
 }

@@ -6,6 +6,7 @@
 //!   [`limits`]: sizes of bodies;
 //! - [`append`]: where something may be added, and when small pieces become an object;
 //! - [`shared_key`], [`sas`]: signatures; [`access`]: who may do what;
+//! - [`resumable`]: uploads that go on after a break;
 //! - [`cors`]: scripts of other origins; [`query`]: query strings as Azure reads them;
 //! - [`error`]: everything that can be wrong with a request.
 
@@ -21,6 +22,7 @@ pub mod model;
 pub mod names;
 pub mod query;
 pub mod range;
+pub mod resumable;
 pub mod sas;
 pub mod shared_key;
 
