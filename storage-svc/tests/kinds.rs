@@ -346,3 +346,36 @@ async fn lists_show_uncommitted_blobs_and_odd_names_and_begin_anywhere() {
     }
     s.stop().await;
 }
+
+#[tokio::test]
+async fn names_of_metadata_keep_their_case() {
+    let (_dir, s) = service().await;
+    let headers = [BLOCK, ("x-ms-meta-CamelCase", "1"), ("X-Ms-Meta-SHOUT", "2"), ("x-ms-meta-low", "3")];
+    assert_eq!(s.signed("PUT", "/acct/cont/b", &headers, b"x").await.status, 201);
+    for (method, query) in [("GET", ""), ("HEAD", ""), ("GET", "?comp=metadata")] {
+        let got = s.signed(method, &format!("/acct/cont/b{query}"), &[], b"").await;
+        for line in ["x-ms-meta-CamelCase: 1", "x-ms-meta-SHOUT: 2", "x-ms-meta-low: 3"] {
+            assert!(got.head.lines().any(|found| found == line), "{line} is not in {}", got.head);
+        }
+    }
+    assert!(list(&s, "&include=metadata").await.contains("<CamelCase>1</CamelCase><SHOUT>2</SHOUT><low>3</low>"));
+    // Names that differ in case alone are one name, the first.
+    let twice = [("x-ms-meta-One", "1"), ("x-ms-meta-oNE", "2")];
+    assert_eq!(s.signed("PUT", "/acct/cont/b?comp=metadata", &twice, b"").await.status, 200);
+    let got = s.signed("HEAD", "/acct/cont/b", &[], b"").await;
+    assert!(got.head.contains("x-ms-meta-One: 1,2") && !got.head.contains("SHOUT"), "{}", got.head);
+    // Sizes: all names and values together.
+    let (most, more) = ("v".repeat(8 * 1024 - 1), "v".repeat(8 * 1024));
+    for (value, status, code) in [(&most, 200, ""), (&more, 400, "MetadataTooLarge")] {
+        let set = s.signed("PUT", "/acct/cont/b?comp=metadata", &[("x-ms-meta-a", value)], b"").await;
+        assert_eq!(set.outcome(), (status, code));
+    }
+    for (name, code) in [("x-ms-meta-", "EmptyMetadataKey"), ("x-ms-meta-1", "InvalidMetadata")] {
+        let set = s.signed("PUT", "/acct/cont/b?comp=metadata", &[(name, "v")], b"").await;
+        assert_eq!(set.outcome(), (400, code), "{name}");
+    }
+    s.signed("PUT", "/acct/cont?restype=container&comp=metadata", &[("x-ms-meta-Of", "c")], b"").await;
+    let got = s.signed("GET", "/acct/cont?restype=container", &[], b"").await;
+    assert!(got.head.contains("x-ms-meta-Of: c"), "{}", got.head);
+    s.stop().await;
+}

@@ -9,6 +9,7 @@ use http::{HeaderMap, Method, Uri};
 use kiln_time::Timestamp;
 use percent_encoding::percent_decode_str;
 
+use super::header_case::Cases;
 use super::{DataPlane, leases};
 use crate::domain::StorageError;
 use crate::domain::access::Operation;
@@ -49,6 +50,8 @@ pub struct Call {
     pub query: Query,
     /// Its headers.
     pub headers: HeaderMap,
+    /// How the client wrote the names of metadata.
+    pub cases: Cases,
     /// Who sent it.
     pub peer: IpAddr,
     /// Base URL of the account as the client sees it.
@@ -238,7 +241,21 @@ impl DataPlane {
         } else {
             self.storage.catalogue().service_properties(&account.name).await?.default_version
         };
-        Ok(Call { method, account, container, blob, operation, path, query, headers, peer, endpoint, default_version })
+        let cases = Cases::new();
+        Ok(Call {
+            method,
+            account,
+            container,
+            blob,
+            operation,
+            path,
+            query,
+            headers,
+            cases,
+            peer,
+            endpoint,
+            default_version,
+        })
     }
 }
 

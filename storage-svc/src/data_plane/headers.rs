@@ -13,7 +13,8 @@ use crate::domain::names::{self, Metadata};
 use crate::domain::range::WantedRange;
 use crate::service::Expected;
 
-const META: &str = "x-ms-meta-";
+/// Begins the names of metadata.
+pub const META: &str = "x-ms-meta-";
 
 /// Conditions of a read.
 pub fn read_conditions(call: &Call) -> Result<Conditions, StorageError> {
@@ -114,7 +115,10 @@ pub fn range(call: &Call) -> Option<WantedRange> {
 pub fn metadata(call: &Call) -> Result<Option<Metadata>, StorageError> {
     let mut pairs = Vec::new();
     for (name, value) in &call.headers {
-        if let Some(name) = name.as_str().strip_prefix(META) {
+        let written = call.cases.get(name.as_str()).map_or(name.as_str(), String::as_str);
+        if name.as_str().starts_with(META)
+            && let Some(name) = written.get(META.len()..)
+        {
             let value =
                 std::str::from_utf8(value.as_bytes()).map_err(|_| StorageError::InvalidMetadata(name.to_owned()))?;
             pairs.push((name.to_owned(), value.trim().to_owned()));

@@ -12,6 +12,9 @@ mod blobs;
 mod blocks;
 pub mod call;
 mod containers;
+#[cfg(test)]
+mod fuzz;
+mod header_case;
 mod headers;
 mod input;
 mod leases;
@@ -125,9 +128,11 @@ async fn answer(
     let mut operation = "Unknown";
     let mut version = NEWEST_VERSION.to_owned();
     let mut for_scripts = HeaderMap::new();
+    let cases = header_case::written(&parts.extensions, &parts.headers, headers::META).await;
     let understood = plane.understand(parts.method, &parts.uri, parts.headers, peer).await;
     let outcome = match understood {
-        Ok(call) => {
+        Ok(mut call) => {
+            call.cases = cases;
             operation = call.operation.name();
             call.version().clone_into(&mut version);
             span.record("account", call.account.name.as_str()).record("container", call.container.as_str());
@@ -147,7 +152,7 @@ async fn answer(
     };
     span.record("otel.name", operation);
     let mut response = match outcome {
-        Ok(reply) => reply.finish(),
+        Ok(reply) => reply.finish_with_case().await,
         Err(error) => {
             tracing::debug!(operation, code = error.code(), %error, "request refused");
             // A client that is still sending would not see the answer.

@@ -8,7 +8,8 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use kiln_time::Timestamp;
 
-use super::xml;
+use super::headers::META;
+use super::{header_case, xml};
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
 use crate::domain::model::{Blob, BlobKind, Container, PublicAccess, Tier};
@@ -19,6 +20,8 @@ use crate::domain::sas::Overrides;
 #[derive(Debug)]
 pub struct Reply {
     response: Response,
+    /// Names of headers that have capitals.
+    cased: Vec<String>,
 }
 
 impl Reply {
@@ -26,7 +29,7 @@ impl Reply {
     pub fn new(status: u16) -> Self {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        Self { response }
+        Self { response, cased: Vec::new() }
     }
 
     /// With an XML document.
@@ -69,7 +72,14 @@ impl Reply {
     /// `x-ms-meta-*`.
     #[must_use]
     pub fn metadata(self, metadata: &Metadata) -> Self {
-        metadata.iter().fold(self, |reply, (name, value)| reply.header(&format!("x-ms-meta-{name}"), value))
+        metadata.iter().fold(self, |reply, (name, value)| {
+            let name = format!("{META}{name}");
+            let mut reply = reply.header(&name, value);
+            if name.contains(|c: char| c.is_ascii_uppercase()) {
+                reply.cased.push(name);
+            }
+            reply
+        })
     }
 
     /// What GET and HEAD say about a container.
@@ -171,6 +181,14 @@ impl Reply {
 
     /// The finished answer.
     pub fn finish(self) -> Response {
+        self.response
+    }
+
+    /// The same, with capitals where HTTP lets them be.
+    pub async fn finish_with_case(mut self) -> Response {
+        if !self.cased.is_empty() {
+            self.response.extensions_mut().extend(header_case::extension(&self.cased).await);
+        }
         self.response
     }
 

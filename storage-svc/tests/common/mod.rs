@@ -40,6 +40,8 @@ pub struct Service {
 pub struct Reply {
     pub status: u16,
     pub headers: HashMap<String, String>,
+    /// The head as it came.
+    pub head: String,
     pub body: Vec<u8>,
 }
 
@@ -188,7 +190,7 @@ fn parse(bytes: &[u8]) -> Reply {
     if headers.get("transfer-encoding").is_some_and(|v| v == "chunked") {
         body = unchunk(&body);
     }
-    Reply { status, headers, body }
+    Reply { status, headers, head, body }
 }
 
 fn unchunk(mut rest: &[u8]) -> Vec<u8> {

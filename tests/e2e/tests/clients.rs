@@ -7,11 +7,15 @@ use kiln_e2e::programs::{command, kiln, python, root, run_client, run_kiln, text
 use kiln_e2e::server::Server;
 
 async fn runs_and_leaves_nothing(program: &std::path::Path, arguments: &[&str]) {
+    runs_says_so_and_leaves_nothing(program, arguments, "6 results, 0 problems").await;
+}
+
+async fn runs_says_so_and_leaves_nothing(program: &std::path::Path, arguments: &[&str], says: &str) {
     let server = Server::start().await;
     let before = inventory(&server.client()).await;
     let output = run_client(&server, program, arguments).await;
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("6 results, 0 problems"), "{}", text(&output));
+    assert!(text(&output).contains(says), "{}", text(&output));
     assert_eq!(inventory(&server.client()).await, before);
     server.stop().await;
 }
@@ -24,6 +28,11 @@ async fn the_sdk_of_2017_runs_the_main_example() {
 #[tokio::test]
 async fn the_sdk_of_today_runs_the_main_example() {
     runs_and_leaves_nothing(&python("today"), &["examples/top-words/client_today.py"]).await;
+}
+
+#[tokio::test]
+async fn the_sdk_of_today_finds_all_kinds_of_blobs() {
+    runs_says_so_and_leaves_nothing(&python("today"), &["tests/e2e/clients/blobs_today.py"], "lists ok").await;
 }
 
 #[tokio::test]
