@@ -284,6 +284,15 @@ async fn sizes_and_checksums_have_limits() {
         assert_eq!(refused.outcome(), (413, "RequestBodyTooLarge"), "{version} {target}");
         assert!(refused.text().contains(&most.to_string()), "{}", refused.text());
     }
+    // A block may be repeated, but not without end.
+    s.signed("PUT", "/acct/cont/blocks?comp=block&blockid=QUFB", &[], b"xy").await;
+    for (blocks, status, code) in [(50_000, 201, ""), (50_001, 400, "BlockListTooLong")] {
+        let body = format!("<BlockList>{}</BlockList>", "<Latest>QUFB</Latest>".repeat(blocks));
+        let commit = s.signed("PUT", "/acct/cont/blocks?comp=blocklist", &[], body.as_bytes()).await;
+        assert_eq!(commit.outcome(), (status, code), "{blocks}");
+    }
+    let head = s.signed("HEAD", "/acct/cont/blocks", &[], b"").await;
+    assert_eq!(head.header("content-length"), "100000");
     s.put("/acct/cont/b", &pattern(5 * 1024 * 1024)).await;
     let get = |headers: &'static [(&'static str, &'static str)]| {
         let s = &s;
