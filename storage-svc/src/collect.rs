@@ -1,9 +1,13 @@
 //! Work behind the callers' backs: bytes that nobody needs any more.
 //!
 //! - [`collect`] removes garbage (the rows were committed with the change that
-//!   made it) and lets the catalogue tidy up; safe to repeat after a crash.
+//!   made it), aborts uploads in parts that were left half-way, and lets the
+//!   catalogue tidy up; safe to repeat after a crash, and for several at once.
 //! - [`sweep`] removes objects that an earlier process wrote but never named in
-//!   a row; objects of this process are told apart by their keys.
+//!   a row; objects of this process are told apart by their keys. Where other
+//!   processes live, an object must be old: a writer names its object within half
+//!   an hour or not at all ([`crate::objects::Written::is_fresh`]), and a sweep
+//!   takes it after an hour.
 
 use std::time::Duration;
 
@@ -51,7 +55,18 @@ pub async fn collect_some(storage: &Storage, now: Timestamp, grace: Duration) ->
         tracing::debug!(objects = garbage.len(), "garbage collected");
         storage.catalogue().forget_garbage(garbage).await?;
     }
+    abort_left(storage, now).await?;
     Ok(waiting || full)
+}
+
+/// Ends uploads in parts whose process is gone: one that lives renews its note.
+async fn abort_left(storage: &Storage, now: Timestamp) -> anyhow::Result<()> {
+    for upload in storage.catalogue().open_uploads(now.minus(ABANDONED), BATCH).await? {
+        storage.objects().abort(&upload).await?;
+        storage.metrics().orphans.inc();
+        tracing::info!(object = upload.object.0, "an upload that was left half-way is aborted");
+    }
+    Ok(())
 }
 
 /// Removes what interrupted uploads of other processes left, if it was not

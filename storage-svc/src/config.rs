@@ -1,7 +1,9 @@
 //! Settings of storage-svc: [`RawConfig`] as written, [`Config`] as used.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kiln_config::{ConfigError, check};
@@ -9,13 +11,21 @@ use kiln_service::{Common, PublicPort, Settings};
 use kiln_store::StoreConfig;
 use serde::Deserialize;
 
+use crate::objects::local::Durability;
+use crate::objects::place::{ObjectsPlace, parse_options};
+use crate::objects::sealing::Keyring;
+
 /// Settings of one running storage-svc.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Directory of this process's files.
     pub data_dir: PathBuf,
     /// Where the bytes are.
-    pub objects: ObjectsDir,
+    pub objects: ObjectsPlace,
+    /// Encrypts what is written from now on.
+    pub encryption: Option<Arc<Keyring>>,
+    /// What files and catalogue survive.
+    pub durability: Durability,
     /// Where the catalogue is.
     pub store: StoreConfig,
     /// Where clients reach the data plane, for example
@@ -31,31 +41,15 @@ pub struct Config {
     pub idle_timeout: Duration,
 }
 
-/// The directory of all bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ObjectsDir {
-    /// Of one process.
-    Own(PathBuf),
-    /// Of all replicas that share a catalogue.
-    Shared(PathBuf),
-}
-
-impl ObjectsDir {
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::Own(path) | Self::Shared(path) => path,
-        }
-    }
-}
-
 impl Config {
     /// The usual settings.
     pub fn new(data_dir: impl Into<PathBuf>, public_blob_endpoint: impl Into<String>) -> Self {
         let data_dir = data_dir.into();
         Self {
             store: data_dir.join("storage-svc.db").into(),
-            objects: ObjectsDir::Own(data_dir.join("blobs")),
+            objects: ObjectsPlace::Own(data_dir.join("blobs")),
+            encryption: None,
+            durability: Durability::PowerLoss,
             data_dir,
             public_blob_endpoint: public_blob_endpoint.into().trim_end_matches('/').to_owned(),
             host_style: true,
@@ -78,6 +72,16 @@ pub struct RawConfig {
     /// Directory of the bytes, if replicas share it; default is `blobs` in
     /// `data_dir`, for this process alone.
     pub objects_dir: Option<PathBuf>,
+    /// URL of the place of the bytes; see [`ObjectsPlace::parse`].
+    pub objects: Option<String>,
+    /// Options of a remote store, by the names of `object_store`.
+    pub objects_options: Option<BTreeMap<String, String>>,
+    /// File with further options, which are secrets.
+    pub objects_options_file: Option<PathBuf>,
+    /// See [`Keyring::parse`].
+    pub encryption_key_file: Option<PathBuf>,
+    /// `power-loss` (default) or `relaxed`.
+    pub durability: Option<String>,
     /// See [`Config::host_style`].
     pub host_style: Option<bool>,
     /// See [`Config::collect_interval`].
@@ -108,16 +112,26 @@ impl Settings for RawConfig {
     fn validate(self, common: &Common) -> Result<ProcessConfig, ConfigError> {
         let blob_listen = check::address("blob_listen", self.blob_listen.as_deref().unwrap_or("127.0.0.1:7451"))?;
         let scheme = if common.tls.is_public() { "https" } else { "http" };
-        let endpoint = self.public_blob_endpoint.unwrap_or_else(|| format!("{scheme}://{blob_listen}"));
+        let endpoint = self.public_blob_endpoint.clone().unwrap_or_else(|| format!("{scheme}://{blob_listen}"));
         let mut service = Config::new(&common.data_dir, check::url("public_blob_endpoint", &endpoint)?);
         service.store = common.store.clone();
-        if let Some(dir) = self.objects_dir {
-            if matches!(service.store, StoreConfig::Sqlite(_)) {
-                let why = "is for replicas, which share their catalogue, too: set database_url";
-                return Err(ConfigError::value("objects_dir", dir.display(), why));
-            }
-            service.objects = ObjectsDir::Shared(dir);
+        if let Some(place) = self.place(&service.store)? {
+            service.objects = place;
         }
+        if let Some(file) = &self.encryption_key_file {
+            let keyring = Keyring::parse(&read("encryption_key_file", file)?)
+                .map_err(|why| ConfigError::value("encryption_key_file", file.display(), why))?;
+            service.encryption = Some(Arc::new(keyring));
+        }
+        service.durability = match self.durability.as_deref() {
+            None | Some("power-loss") => Durability::PowerLoss,
+            Some("relaxed") if matches!(service.store, StoreConfig::Sqlite(_)) => Durability::ProcessDeath,
+            Some("relaxed") => {
+                let why = "relaxed is for SQLite: what PostgreSQL flushes is a setting of its own";
+                return Err(ConfigError::value("durability", "relaxed", why));
+            }
+            Some(other) => return Err(ConfigError::value("durability", other, "must be power-loss or relaxed")),
+        };
         if let Some(on) = self.host_style {
             service.host_style = on;
         }
@@ -132,6 +146,53 @@ impl Settings for RawConfig {
         }
         Ok(ProcessConfig { service, blob_listen })
     }
+}
+
+impl RawConfig {
+    /// Where the bytes are, if a setting says so.
+    fn place(&self, store: &StoreConfig) -> Result<Option<ObjectsPlace>, ConfigError> {
+        let sqlite = matches!(store, StoreConfig::Sqlite(_));
+        let mut options = BTreeMap::new();
+        for (name, value) in self.objects_options.iter().flatten() {
+            options.insert(name.to_ascii_lowercase(), value.clone());
+        }
+        if let Some(file) = &self.objects_options_file {
+            let more = parse_options(&read("objects_options_file", file)?)
+                .map_err(|why| ConfigError::value("objects_options_file", file.display(), why))?;
+            options.extend(more);
+        }
+        let shared = "is for replicas, which share their catalogue, too: set database_url";
+        match (&self.objects, &self.objects_dir) {
+            (Some(_), Some(dir)) => {
+                Err(ConfigError::value("objects_dir", dir.display(), "cannot be given together with objects"))
+            }
+            (Some(url), None) => {
+                let refused = |why: String| ConfigError::value("objects", url, why);
+                let place = ObjectsPlace::parse(url, options).map_err(refused)?;
+                match &place {
+                    ObjectsPlace::Remote(remote) => drop(remote.open().map_err(refused)?),
+                    ObjectsPlace::Memory if !sqlite => {
+                        return Err(refused(
+                            "memory is of one process: replicas would not find each other's blobs".into(),
+                        ));
+                    }
+                    ObjectsPlace::Shared(_) if sqlite => return Err(refused(shared.into())),
+                    _ => {}
+                }
+                Ok(Some(place))
+            }
+            (None, _) if !options.is_empty() => {
+                let names = options.into_keys().collect::<Vec<_>>().join(", ");
+                Err(ConfigError::value("objects_options", names, "means nothing without objects"))
+            }
+            (None, Some(dir)) if sqlite => Err(ConfigError::value("objects_dir", dir.display(), shared)),
+            (None, dir) => Ok(dir.clone().map(ObjectsPlace::Shared)),
+        }
+    }
+}
+
+fn read(key: &'static str, file: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(file).map_err(|error| ConfigError::value(key, file.display(), error.to_string()))
 }
 
 #[cfg(test)]
@@ -160,6 +221,19 @@ mod tests {
             (RawConfig { blob_listen: Some("here".into()), ..RawConfig::default() }, "blob_listen"),
             (RawConfig { public_blob_endpoint: Some("7451".into()), ..RawConfig::default() }, "public_blob_endpoint"),
             (RawConfig { objects_dir: Some("/b".into()), ..RawConfig::default() }, "objects_dir"),
+            (RawConfig { objects: Some("ftp://x".into()), ..RawConfig::default() }, "objects"),
+            (RawConfig { objects: Some("file:///srv/b".into()), ..RawConfig::default() }, "database_url"),
+            (
+                RawConfig {
+                    objects: Some("s3://b/p".into()),
+                    objects_options: Some(BTreeMap::from([("colour".into(), "red".into())])),
+                    ..RawConfig::default()
+                },
+                "colour",
+            ),
+            (RawConfig { objects_options_file: Some("/none".into()), ..RawConfig::default() }, "objects_options_file"),
+            (RawConfig { encryption_key_file: Some("/none".into()), ..RawConfig::default() }, "encryption_key_file"),
+            (RawConfig { durability: Some("some".into()), ..RawConfig::default() }, "durability"),
             (RawConfig { idle_timeout_seconds: Some(0), ..RawConfig::default() }, "idle_timeout_seconds"),
         ] {
             let error = raw.validate(&common).unwrap_err().to_string();

@@ -36,12 +36,14 @@ use kiln_proto::storage::v1::storage_service_server::StorageServiceServer;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-pub use config::{Config, ObjectsDir, ProcessConfig, RawConfig};
+pub use config::{Config, ProcessConfig, RawConfig};
 
 use metrics::Metrics;
 use objects::Objects;
+use objects::local::Durability;
+use objects::place::ObjectsPlace;
 use service::Storage;
-use store::SqlCatalogue;
+use store::{Catalogue, SqlCatalogue};
 
 /// Largest gRPC message: pieces of uploads.
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
@@ -71,12 +73,24 @@ pub struct Listeners {
 pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: CancellationToken) -> anyhow::Result<()> {
     let metrics = Metrics::new()?;
     let _lock = lock(&config.data_dir)?;
-    let catalogue = SqlCatalogue::open(&config.store)
+    let catalogue = SqlCatalogue::open_with(&config.store, of_commits(config.durability))
         .await
         .with_context(|| format!("the catalogue {} cannot be opened", config.store))?;
     let database = catalogue.database().clone();
-    let objects = Objects::local(config.objects.path()).await.context("the blobs directory cannot be used")?;
-    let storage = Storage::new(Arc::new(catalogue), objects, metrics.clone());
+    let catalogue: Arc<dyn Catalogue> = Arc::new(catalogue);
+    service::keys::check(&*catalogue, config.encryption.as_deref()).await?;
+    let options = objects::Options { keyring: config.encryption.clone(), durability: config.durability };
+    let log = Arc::new(service::UploadNotes(catalogue.clone()));
+    let unusable = || format!("the place of the bytes, {:?}, cannot be used", config.objects);
+    let objects = Objects::open(&config.objects, options, log).await.with_context(unusable)?;
+    if config.objects.is_shared() {
+        let name = catalogue.identity(&uuid::Uuid::new_v4().simple().to_string()).await?;
+        objects.claim(&name).await.with_context(unusable)?;
+    }
+    if config.objects == ObjectsPlace::Memory {
+        tracing::warn!("bytes of blobs larger than 64 KiB are kept in memory: they are gone when this process ends");
+    }
+    let storage = Storage::new(catalogue, objects, metrics.clone());
 
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
         database,
@@ -107,9 +121,18 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     served.map(drop)
 }
 
+/// What commits of the catalogue survive, the same as the files.
+fn of_commits(durability: Durability) -> kiln_store::Durability {
+    match durability {
+        Durability::PowerLoss => kiln_store::Durability::PowerLoss,
+        Durability::ProcessDeath => kiln_store::Durability::ProcessDeath,
+    }
+}
+
 /// Two processes on one directory would sweep each other's uploads.
 fn lock(data_dir: &Path) -> anyhow::Result<File> {
-    std::fs::create_dir_all(data_dir).with_context(|| format!("{} cannot be made", data_dir.display()))?;
+    objects::local::create_dirs(data_dir, Durability::PowerLoss)
+        .with_context(|| format!("{} cannot be made", data_dir.display()))?;
     let path = data_dir.join("storage-svc.lock");
     let file = File::create(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
     match file.try_lock() {
@@ -127,9 +150,9 @@ async fn clean(storage: Storage, config: Config, shutdown: CancellationToken) {
     let collecting = collect::collect(storage.clone(), config.collect_interval, config.garbage_grace, shutdown.clone());
     let sweeping = async {
         loop {
-            let (age, again) = match &config.objects {
-                ObjectsDir::Own(_) => (Duration::ZERO, None),
-                ObjectsDir::Shared(_) => (collect::ABANDONED, Some(collect::ABANDONED)),
+            let (age, again) = match config.objects.is_shared() {
+                false => (Duration::ZERO, None),
+                true => (collect::ABANDONED, Some(collect::ABANDONED)),
             };
             let swept = tokio::select! {
                 swept = collect::sweep(&storage, age) => swept,
@@ -145,7 +168,7 @@ async fn clean(storage: Storage, config: Config, shutdown: CancellationToken) {
             }
         }
     };
-    if matches!(config.objects, ObjectsDir::Own(_)) {
+    if !config.objects.is_shared() {
         sweeping.await;
         collecting.await;
     } else {

@@ -1,4 +1,7 @@
-//! What tests of several crates share: waiting for conditions instead of sleeping.
+//! What tests of several crates share: waiting for conditions instead of
+//! sleeping, and servers to talk to ([`servers`]).
+
+pub mod servers;
 
 use std::future::Future;
 use std::time::Duration;

@@ -164,6 +164,9 @@ async fn answer(
     span.record("http.status", status);
     response.headers_mut().extend(for_scripts);
     reply::add_common(response.headers_mut(), request_id, &version, client_request_id);
+    if plane.storage.objects().encrypts() {
+        reply::say_encrypted(response.headers_mut());
+    }
     plane.storage.metrics().request(operation, status, started.elapsed());
     response
 }

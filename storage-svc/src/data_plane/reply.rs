@@ -221,6 +221,15 @@ pub fn error(error: &StorageError, head: bool, request_id: &str, now: Timestamp)
     response
 }
 
+/// What the answer says of encryption, where new bytes are encrypted.
+pub fn say_encrypted(headers: &mut HeaderMap) {
+    for name in ["x-ms-request-server-encrypted", "x-ms-server-encrypted"] {
+        if let Some(value) = headers.get_mut(name) {
+            *value = HeaderValue::from_static("true");
+        }
+    }
+}
+
 /// Headers that every answer has.
 pub fn add_common(headers: &mut HeaderMap, request_id: &str, version: &str, client_request_id: Option<HeaderValue>) {
     headers.insert("server", HeaderValue::from_static("Kiln-Blob/1.0"));

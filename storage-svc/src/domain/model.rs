@@ -242,6 +242,42 @@ impl Container {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey(pub String);
 
+impl ObjectKey {
+    /// Id of the key that its bytes are encrypted with, if they are: the name
+    /// ends with it.
+    pub fn sealed_with(&self) -> Option<&str> {
+        self.0.rsplit_once('.').map(|(_, key)| key)
+    }
+}
+
+/// An upload in parts to a remote store that was begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// What it will be.
+    pub object: ObjectKey,
+    /// The store's name for it.
+    pub id: String,
+}
+
+/// Bytes of a small blob, encrypted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealedBytes {
+    /// Id of the key.
+    pub key: String,
+    /// As they are stored.
+    pub bytes: Bytes,
+}
+
+impl SealedBytes {
+    /// What encryption adds to them.
+    pub const ADDED: u64 = 32;
+
+    /// How many they are when opened.
+    pub fn length(&self) -> u64 {
+        (self.bytes.len() as u64).saturating_sub(Self::ADDED)
+    }
+}
+
 /// Consecutive bytes of a blob that lie in one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Extent {
@@ -282,6 +318,8 @@ impl Piece {
 pub enum Content {
     /// In the catalogue.
     Inline(Bytes),
+    /// In the catalogue, encrypted.
+    Sealed(SealedBytes),
     /// In objects, in this order.
     Objects(Vec<Extent>),
     /// Of an append blob: in both, in this order.
@@ -293,6 +331,7 @@ impl Content {
     pub fn length(&self) -> u64 {
         match self {
             Self::Inline(bytes) => bytes.len() as u64,
+            Self::Sealed(sealed) => sealed.length(),
             Self::Objects(extents) => extents.iter().map(|extent| extent.length).sum(),
             Self::Pieces(pieces) => pieces.iter().map(Piece::length).sum(),
         }

@@ -12,19 +12,41 @@ use object_store::path::Path as StorePath;
 use object_store::{GetOptions, GetRange, GetResultPayload, ObjectStore};
 
 use super::blocking;
+use super::sealing::{self, Opener};
 use crate::domain::range::Span;
 
 /// Bytes read from a file at once: few enough calls, little memory per reader.
 const CHUNK: u64 = 512 * 1024;
 
-pub fn read(store: Arc<dyn ObjectStore>, path: StorePath, span: Span) -> BoxStream<'static, io::Result<Bytes>> {
+pub(super) fn read(
+    store: Arc<dyn ObjectStore>,
+    path: StorePath,
+    span: Span,
+    opener: Option<Opener>,
+) -> BoxStream<'static, io::Result<Bytes>> {
     if span.length == 0 {
         return stream::empty().boxed();
     }
+    match opener {
+        None => stored(store, path, span, true),
+        Some(opener) => sealing::open(stored(store, path, sealing::sealed_span(span), false), opener, span),
+    }
+}
+
+/// The bytes as they are stored. If not `all` of them must be there, the end of
+/// the object may come first.
+fn stored(
+    store: Arc<dyn ObjectStore>,
+    path: StorePath,
+    span: Span,
+    all: bool,
+) -> BoxStream<'static, io::Result<Bytes>> {
     stream::once(async move {
         let range = GetRange::Bounded(span.start..span.start + span.length);
         let options = GetOptions { range: Some(range), ..GetOptions::default() };
         let found = store.get_opts(&path, options).await.map_err(io::Error::other)?;
+        let there = Span { start: span.start, length: found.range.end.saturating_sub(span.start) };
+        let span = if all { span } else { there };
         Ok::<_, io::Error>(match found.payload {
             GetResultPayload::File(file, _) => pieces(file, span),
             GetResultPayload::Stream(stream) => exactly(stream.map_err(io::Error::other).boxed(), span.length),

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kiln_time::Timestamp;
 
-use super::upload::{Body, Expected, Received, detached, may_be_committed, settle};
+use super::upload::{Body, Expected, Received, detached, may_be_committed, settle, still_there};
 use super::{Storage, io_error};
 use crate::domain::StorageError;
 use crate::domain::append::{self, Loose, Position};
@@ -66,7 +66,9 @@ impl Storage {
         condition::check_write(&append.guard.conditions, Some(blob.version()))?;
         blob.lease.check_write(Leased::Blob, append.guard.lease.as_deref(), Timestamp::now())?;
         append::check(&blob, append.expected.length.unwrap_or(0), append.position)?;
-        let received = self.receive(body, append.expected, append.limits.append, INLINE_LIMIT).await?;
+        // Pieces in the catalogue are not encrypted; where bytes have to be, each piece is an object.
+        let inline = if self.objects().encrypts() { 0 } else { INLINE_LIMIT };
+        let received = self.receive(body, append.expected, append.limits.append, inline).await?;
         let (piece, written, checksums) = match received {
             Received::Small { bytes, checksums } => (Piece::Bytes(bytes), None, checksums),
             Received::Large(written) => {
@@ -79,6 +81,7 @@ impl Storage {
         let storage = self.clone();
         let appended = detached(async move {
             let new = NewPiece { container: container.clone(), blob: blob.clone(), piece, position };
+            still_there(written.as_ref())?;
             let outcome = storage.catalogue().append(storage.stamp(&account, ""), new, guard).await;
             let named = outcome.as_ref().map_or_else(may_be_committed, |_| true);
             settle(written, named);

@@ -52,12 +52,20 @@ impl Storage {
         let original = source.blob.clone();
         let mut stream = source.into_stream();
         // An append blob stays one: its copy can be added to.
-        let (content, written) = if original.length <= INLINE_LIMIT {
+        let append = matches!(original.kind, BlobKind::Append { .. });
+        let most = if append && self.objects().encrypts() { 0 } else { INLINE_LIMIT };
+        let (content, written) = if original.length <= most {
             let mut bytes = bytes::BytesMut::new();
             while let Some(piece) = stream.try_next().await.map_err(|error| io_error(&error))? {
                 bytes.extend_from_slice(&piece);
             }
-            (Content::Inline(bytes.freeze()), None)
+            let content = match append {
+                // An empty piece would count as one that was added.
+                true if bytes.is_empty() => Content::Pieces(Vec::new()),
+                true => Content::Pieces(vec![Piece::Bytes(bytes.freeze())]),
+                false => self.objects().inline(bytes.freeze()).map_err(|error| io_error(&error))?,
+            };
+            (content, None)
         } else {
             let mut writer = self.objects().create(false).await.map_err(|error| io_error(&error))?;
             while let Some(piece) = stream.next().await {
@@ -67,13 +75,6 @@ impl Storage {
             let written = writer.finish().await.map_err(|error| io_error(&error))?;
             let extent = Extent { block_id: None, object: written.key.clone(), length: written.length };
             (Content::Objects(vec![extent]), Some(written))
-        };
-        let content = match (original.kind, content) {
-            (BlobKind::Append { .. }, Content::Inline(bytes)) => {
-                // An empty piece would count as one that was added.
-                Content::Pieces(if bytes.is_empty() { Vec::new() } else { vec![Piece::Bytes(bytes)] })
-            }
-            (_, content) => content,
         };
         let new = NewBlob {
             container: copy.container,

@@ -7,7 +7,7 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use kiln_etag::Conditions;
 
-use super::Storage;
+use super::{Storage, io_error};
 use crate::domain::StorageError;
 use crate::domain::condition;
 use crate::domain::model::{Address, Blob, Content, Piece};
@@ -50,6 +50,12 @@ impl Storage {
         if blob.is_archived() {
             return Err(StorageError::BlobArchived);
         }
+        let content = match content {
+            Content::Sealed(sealed) => {
+                Content::Inline(self.objects().unseal(&sealed).map_err(|error| io_error(&error))?)
+            }
+            other => other,
+        };
         let span = match range {
             Some(range) => range.within(blob.length)?,
             None => Span { start: 0, length: blob.length },
@@ -69,6 +75,10 @@ impl Download {
                 let piece = cut(&bytes, self.span);
                 counted(&piece);
                 stream::once(std::future::ready(Ok(piece))).boxed()
+            }
+            // [`Storage::open`] gives none.
+            Content::Sealed(_) => {
+                stream::once(std::future::ready(Err(io::Error::other("encrypted bytes were not opened")))).boxed()
             }
             Content::Objects(extents) => {
                 let parts = parts(extents.into_iter().map(|extent| (extent.object, extent.length)), self.span);

@@ -8,17 +8,21 @@ mod accounts;
 mod append;
 mod copy;
 mod download;
+pub mod keys;
 mod upload;
 
+use std::io;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use kiln_telemetry::propagation;
 use kiln_time::Timestamp;
 
 use crate::domain::StorageError;
-use crate::domain::model::EtagSource;
+use crate::domain::model::{EtagSource, ObjectKey, OpenUpload};
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::objects::remote::UploadLog;
 use crate::store::{Catalogue, Stamp};
 
 pub use append::AppendBlock;
@@ -74,6 +78,21 @@ impl Storage {
             traceparent: propagation::current_traceparent(),
             request_id: request_id.to_owned(),
         }
+    }
+}
+
+/// The catalogue as the place where uploads in parts are noted.
+#[derive(Debug)]
+pub struct UploadNotes(pub Arc<dyn Catalogue>);
+
+#[async_trait]
+impl UploadLog for UploadNotes {
+    async fn note(&self, upload: &OpenUpload) -> io::Result<()> {
+        self.0.note_upload(upload, Timestamp::now()).await.map_err(io::Error::other)
+    }
+
+    async fn forget(&self, object: &ObjectKey) -> io::Result<()> {
+        self.0.forget_upload(object).await.map_err(io::Error::other)
     }
 }
 

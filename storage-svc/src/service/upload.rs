@@ -105,7 +105,10 @@ impl Storage {
         }
         let received = self.receive(body, put.expected, put.limits.put_blob, INLINE_LIMIT).await?;
         let (content, written, checksums) = match received {
-            Received::Small { bytes, checksums } => (Content::Inline(bytes), None, checksums),
+            Received::Small { bytes, checksums } => {
+                let content = self.objects().inline(bytes).map_err(|error| io_error(&error))?;
+                (content, None, checksums)
+            }
             Received::Large(written) => {
                 let extent = Extent { block_id: None, object: written.key.clone(), length: written.length };
                 let checksums = written.checksums;
@@ -134,6 +137,7 @@ impl Storage {
     ) -> Result<Blob, StorageError> {
         let storage = self.clone();
         detached(async move {
+            still_there(written.as_ref())?;
             let stamp = storage.stamp(&account, &request_id);
             let outcome = storage.catalogue().put_blob(stamp, blob, guard).await;
             let named = match &outcome {
@@ -164,6 +168,7 @@ impl Storage {
         let block = NewBlock { container, blob, id, object: written.key.clone(), length: written.length };
         let storage = self.clone();
         detached(async move {
+            still_there(Some(&written))?;
             let outcome = storage.catalogue().put_block(storage.stamp(&account, ""), block, guard).await;
             let named = outcome.as_ref().map_or_else(may_be_committed, |()| true);
             settle(Some(written), named);
@@ -277,6 +282,14 @@ fn lease_of(blob: Option<&Blob>) -> &Lease {
 /// fail without an answer; every refusal was rolled back.
 pub(super) fn may_be_committed(error: &StorageError) -> bool {
     matches!(error, StorageError::InternalError | StorageError::ServerBusy)
+}
+
+/// A process that stood still for long finds that its bytes may have been swept.
+pub(super) fn still_there(written: Option<&Written>) -> Result<(), StorageError> {
+    match written {
+        Some(written) if !written.is_fresh() => Err(StorageError::ServerBusy),
+        _ => Ok(()),
+    }
 }
 
 /// Keeps the bytes if a row (maybe) names them; else they go. What is kept

@@ -16,7 +16,7 @@ use kiln_time::Timestamp;
 use super::*;
 use crate::domain::cors::CorsRule;
 use crate::domain::lease::Lease;
-use crate::domain::model::{BLOCK_LIFE, Extent};
+use crate::domain::model::{BLOCK_LIFE, Extent, SealedBytes};
 
 pub(super) const NOW: Timestamp = Timestamp::from_micros(1_795_000_000_000_000);
 
@@ -31,6 +31,7 @@ pub async fn all(catalogue: &dyn Catalogue) {
     garbage(catalogue).await;
     tidying(catalogue).await;
     leases::all(catalogue).await;
+    places(catalogue).await;
 }
 
 pub(super) fn stamp(account: &str, etag: &str) -> Stamp {
@@ -293,7 +294,7 @@ pub(super) async fn objects_of(c: &dyn Catalogue, account: &str, name: &str) -> 
                 Piece::Bytes(_) => None,
             })
             .collect(),
-        Content::Inline(_) => panic!("inline"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -383,4 +384,36 @@ async fn tidying(c: &dyn Catalogue) {
     c.delete_container(stamp("td", ""), "cont", Guard::default()).await.unwrap();
     while c.tidy(NOW).await.unwrap() {}
     assert_eq!(lost(c, "u").await.len(), 1201);
+}
+
+async fn places(c: &dyn Catalogue) {
+    let name = c.identity("first").await.unwrap();
+    assert_eq!((name.as_str(), c.identity("second").await.unwrap().as_str()), ("first", "first"));
+
+    with_container(c, "pl").await;
+    let sealed = SealedBytes { key: "k1".into(), bytes: Bytes::from(vec![7; 40]) };
+    let content = Content::Sealed(sealed);
+    let new = NewBlob { content: content.clone(), ..small("b", b"") };
+    let blob = c.put_blob(stamp("pl", "e"), new, Guard::default()).await.unwrap().answer;
+    assert_eq!((blob.length, c.blob_content(Address::blob("pl", "cont", "b")).await.unwrap().1), (8, content));
+    c.put_blob(stamp("pl", "e"), large("o", "p1.k2"), Guard::default()).await.unwrap();
+    c.put_block(stamp("pl", ""), block("s", "AAAA", "p2.k3"), Guard::default()).await.unwrap();
+    for (id, used) in [("k1", true), ("k2", true), ("k3", true), ("k", false), ("2", false), ("k4", false)] {
+        assert_eq!(c.key_in_use(id).await.unwrap(), used, "{id}");
+    }
+    c.add_encryption_key("k1", "p").await.unwrap();
+    c.add_encryption_key("k1", "q").await.unwrap();
+    assert_eq!(c.encryption_keys().await.unwrap(), [("k1".to_owned(), "p".to_owned())]);
+    c.forget_encryption_key("k1").await.unwrap();
+    assert_eq!(c.encryption_keys().await.unwrap(), []);
+
+    let upload = |object: &str| OpenUpload { object: ObjectKey(object.into()), id: format!("id-{object}") };
+    let later = NOW.plus(BLOCK_LIFE);
+    c.note_upload(&upload("u1"), NOW).await.unwrap();
+    c.note_upload(&upload("u2"), NOW).await.unwrap();
+    c.note_upload(&upload("u2"), later).await.unwrap();
+    assert_eq!(c.open_uploads(NOW, 10).await.unwrap(), []);
+    assert_eq!(c.open_uploads(later, 10).await.unwrap(), [upload("u1")]);
+    c.forget_upload(&ObjectKey("u1".into())).await.unwrap();
+    assert_eq!(c.open_uploads(later.plus(BLOCK_LIFE), 10).await.unwrap(), [upload("u2")]);
 }

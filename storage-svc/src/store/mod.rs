@@ -30,7 +30,7 @@ use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{
     Account, Address, Blob, BlobKind, BlobProperties, BlockInfo, BlockSource, ChosenTier, Container, Content,
-    CopySource, ObjectKey, Piece, PublicAccess, StoredPolicy, Tier,
+    CopySource, ObjectKey, OpenUpload, Piece, PublicAccess, StoredPolicy, Tier,
 };
 use crate::domain::names::Metadata;
 
@@ -397,6 +397,25 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
     async fn forget_garbage(&self, objects: Vec<ObjectKey>) -> Result<(), StorageError>;
     /// Which of `objects` any row refers to, garbage included.
     async fn known(&self, objects: Vec<ObjectKey>) -> Result<HashSet<ObjectKey>, StorageError>;
+
+    /// The name that the objects of this catalogue bear; `new` if it has none yet.
+    async fn identity(&self, new: &str) -> Result<String, StorageError>;
+    /// Keys that bytes may be encrypted with: their ids, and what tells another
+    /// key of the same id apart.
+    async fn encryption_keys(&self) -> Result<Vec<(String, String)>, StorageError>;
+    /// Adds a key; if there is one of this id, that stays.
+    async fn add_encryption_key(&self, id: &str, proof: &str) -> Result<(), StorageError>;
+    /// Whether any bytes are encrypted with a key. Looks at all of them.
+    async fn key_in_use(&self, id: &str) -> Result<bool, StorageError>;
+    /// Forgets a key.
+    async fn forget_encryption_key(&self, id: &str) -> Result<(), StorageError>;
+    /// An upload in parts was begun, or goes on.
+    async fn note_upload(&self, upload: &OpenUpload, now: Timestamp) -> Result<(), StorageError>;
+    /// An upload in parts is over.
+    async fn forget_upload(&self, object: &ObjectKey) -> Result<(), StorageError>;
+    /// Uploads in parts that were noted before `before` for the last time.
+    async fn open_uploads(&self, before: Timestamp, limit: usize) -> Result<Vec<OpenUpload>, StorageError>;
+
     /// Does a bounded part of what waits: blobs of deleted containers, old
     /// uncommitted blocks, old request ids. `true` if more may be waiting.
     async fn tidy(&self, now: Timestamp) -> Result<bool, StorageError>;

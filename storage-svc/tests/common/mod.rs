@@ -3,6 +3,8 @@
 // Not every test file uses all of it; helpers of tests may panic.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod buckets;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,13 +17,49 @@ use kiln_grpc::ServiceAuth;
 use kiln_proto::storage::v1::PutAccountRequest;
 use kiln_proto::storage::v1::storage_admin_service_client::StorageAdminServiceClient;
 use kiln_time::Timestamp;
+use storage_svc::domain::lease::Lease;
+use storage_svc::domain::model::{BlobKind, BlobProperties, Container, Content, PublicAccess};
+use storage_svc::domain::names::Metadata;
 use storage_svc::domain::query::Query;
 use storage_svc::domain::sas::{self, NewSas};
 use storage_svc::domain::shared_key::{Scheme, SignedRequest, string_forms};
+use storage_svc::store::{Catalogue, Guard, NewBlob, Stamp};
 use storage_svc::{Config, Deps, Listeners};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+/// Puts a blob with this content, of an account of its own.
+pub async fn put_content(catalogue: &dyn Catalogue, content: Content) {
+    let stamp = || Stamp {
+        account: "keys".into(),
+        now: Timestamp::now(),
+        etag: "e".into(),
+        traceparent: String::new(),
+        request_id: String::new(),
+    };
+    let container = Container {
+        name: "cont".into(),
+        etag: String::new(),
+        last_modified: Timestamp::now(),
+        metadata: Metadata::new(),
+        public_access: PublicAccess::Private,
+        policies: Vec::new(),
+        lease: Lease::Available,
+    };
+    catalogue.create_container(stamp(), container).await.unwrap();
+    let blob = NewBlob {
+        container: "cont".into(),
+        name: "b".into(),
+        properties: BlobProperties::default(),
+        metadata: Metadata::new(),
+        content,
+        copy: None,
+        kind: BlobKind::Block,
+        tier: None,
+    };
+    catalogue.put_blob(stamp(), blob, Guard::default()).await.unwrap();
+}
 
 pub const ACCOUNT: &str = "acct";
 pub const VERSION: &str = "2021-12-02";

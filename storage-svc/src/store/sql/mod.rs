@@ -2,7 +2,7 @@
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
 //! same name: [`containers`], [`blobs`], [`snapshots`], [`blocks`], [`append`],
-//! [`leases`], [`list`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
+//! [`leases`], [`list`], [`places`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
 
 mod append;
 mod blobs;
@@ -10,6 +10,7 @@ mod blocks;
 mod containers;
 mod leases;
 mod list;
+mod places;
 mod properties;
 mod rows;
 mod snapshots;
@@ -29,7 +30,7 @@ use super::{
 use crate::domain::StorageError;
 use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
-use crate::domain::model::{Account, Address, Blob, Container, Content, ObjectKey, Tier};
+use crate::domain::model::{Account, Address, Blob, Container, Content, ObjectKey, OpenUpload, Tier};
 use crate::domain::names::Metadata;
 
 const SCHEMA: &str = include_str!("../schema.sql");
@@ -42,6 +43,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration::new(4, LEASES),
     Migration::new(5, SERVICE_PROPERTIES),
     Migration::new(6, include_str!("../kinds.sql")),
+    Migration::new(7, include_str!("../places.sql")),
 ];
 
 /// See the module.
@@ -56,7 +58,15 @@ impl SqlCatalogue {
     /// # Errors
     /// [`StoreError`] if it cannot be used.
     pub async fn open(config: impl Into<StoreConfig>) -> Result<Self, StoreError> {
-        Ok(Self { database: Database::open(config, Durability::PowerLoss, MIGRATIONS).await? })
+        Self::open_with(config, Durability::PowerLoss).await
+    }
+
+    /// The same; its commits survive what `durability` says.
+    ///
+    /// # Errors
+    /// [`StoreError`] if it cannot be used.
+    pub async fn open_with(config: impl Into<StoreConfig>, durability: Durability) -> Result<Self, StoreError> {
+        Ok(Self { database: Database::open(config, durability, MIGRATIONS).await? })
     }
 
     /// For the outbox relay.
@@ -256,6 +266,44 @@ impl Catalogue for SqlCatalogue {
 
     async fn known(&self, objects: Vec<ObjectKey>) -> Result<HashSet<ObjectKey>, StorageError> {
         self.database.read(move |c| upkeep::known(c, objects)).await
+    }
+
+    async fn identity(&self, new: &str) -> Result<String, StorageError> {
+        let new = new.to_owned();
+        self.database.write(move |c| places::identity(c, &new)).await
+    }
+
+    async fn encryption_keys(&self) -> Result<Vec<(String, String)>, StorageError> {
+        self.database.read(places::keys).await
+    }
+
+    async fn add_encryption_key(&self, id: &str, proof: &str) -> Result<(), StorageError> {
+        let (id, proof) = (id.to_owned(), proof.to_owned());
+        self.database.write(move |c| places::add_key(c, &id, &proof)).await
+    }
+
+    async fn key_in_use(&self, id: &str) -> Result<bool, StorageError> {
+        let id = id.to_owned();
+        self.database.read(move |c| places::key_in_use(c, &id)).await
+    }
+
+    async fn forget_encryption_key(&self, id: &str) -> Result<(), StorageError> {
+        let id = id.to_owned();
+        self.database.write(move |c| places::forget_key(c, &id)).await
+    }
+
+    async fn note_upload(&self, upload: &OpenUpload, now: Timestamp) -> Result<(), StorageError> {
+        let upload = upload.clone();
+        self.database.write(move |c| places::note_upload(c, &upload, now)).await
+    }
+
+    async fn forget_upload(&self, object: &ObjectKey) -> Result<(), StorageError> {
+        let object = object.clone();
+        self.database.write(move |c| places::forget_upload(c, &object)).await
+    }
+
+    async fn open_uploads(&self, before: Timestamp, limit: usize) -> Result<Vec<OpenUpload>, StorageError> {
+        self.database.read(move |c| places::open_uploads(c, before, limit)).await
     }
 
     async fn tidy(&self, now: Timestamp) -> Result<bool, StorageError> {

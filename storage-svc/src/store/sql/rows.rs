@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
 use crate::domain::model::{
-    Address, Blob, BlobKind, ChosenTier, Container, Content, Extent, ObjectKey, Piece, PublicAccess,
+    Address, Blob, BlobKind, ChosenTier, Container, Content, Extent, ObjectKey, Piece, PublicAccess, SealedBytes,
 };
 use crate::store::{Once, Stamp};
 
@@ -268,14 +268,15 @@ pub fn content(c: &Connection, id: i64, blob: &Blob) -> Outcome<Content> {
 }
 
 fn block_content(c: &Connection, blob: i64) -> Outcome<Content> {
-    let small: Option<Vec<u8>> = c
-        .prepare_cached("SELECT bytes FROM small WHERE blob = ?1")
+    let small: Option<(Vec<u8>, Option<String>)> = c
+        .prepare_cached("SELECT bytes, key FROM small WHERE blob = ?1")
         .sql()?
-        .query_row([blob], |row| row.get(0))
+        .query_row([blob], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()
         .sql()?;
     match small {
-        Some(bytes) => Ok(Content::Inline(Bytes::from(bytes))),
+        Some((bytes, None)) => Ok(Content::Inline(Bytes::from(bytes))),
+        Some((bytes, Some(key))) => Ok(Content::Sealed(SealedBytes { key, bytes: Bytes::from(bytes) })),
         None => Ok(Content::Objects(extents(c, blob)?)),
     }
 }
@@ -366,12 +367,18 @@ pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Con
             |row| row.get(0),
         )
         .sql()?;
+    let small = |bytes: &Bytes, key: Option<&str>| {
+        c.prepare_cached("INSERT INTO small (blob, bytes, key) VALUES (?1, ?2, ?3)")
+            .sql()?
+            .execute(params![id, &bytes[..], key])
+            .sql()
+    };
     match content {
         Content::Inline(bytes) => {
-            c.prepare_cached("INSERT INTO small (blob, bytes) VALUES (?1, ?2)")
-                .sql()?
-                .execute(params![id, &bytes[..]])
-                .sql()?;
+            small(bytes, None)?;
+        }
+        Content::Sealed(sealed) => {
+            small(&sealed.bytes, Some(&sealed.key))?;
         }
         Content::Objects(extents) => {
             let mut insert = c
