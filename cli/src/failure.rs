@@ -126,6 +126,15 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+impl From<kiln_client::blobs::TransferError> for Failure {
+    fn from(error: kiln_client::blobs::TransferError) -> Self {
+        match error {
+            kiln_client::blobs::TransferError::Service { status, .. } => Self::from(*status),
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Self::Other(error.into())

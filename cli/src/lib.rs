@@ -3,6 +3,7 @@
 //! - [`up`]: all services in one process, on one data directory;
 //! - [`run`]: workflow files; [`exec`]: one command, or an array of it;
 //! - [`bench`]: how fast it is;
+//! - [`blob`]: many files and blobs at once;
 //! - [`commands`]: one module per resource, for looking and changing by hand;
 //! - [`connect`]: which server a command talks to; [`follow`]: event streams
 //!   that survive a broken connection; [`transfer`]: files in and out;
@@ -15,6 +16,7 @@
 pub mod amounts;
 pub mod array;
 pub mod bench;
+pub mod blob;
 pub mod command_line;
 pub mod commands;
 pub mod connect;
@@ -312,6 +314,13 @@ mod tests {
             "kiln job counts j",
             "kiln task add j t -- python3 a.py",
             "kiln blob put a.txt c/a.txt",
+            "kiln blob cp a.txt b.txt kiln:c/p/ --force",
+            "kiln blob cp -r kiln:c/p d --dry-run",
+            "kiln blob cp - kiln:c/x",
+            "kiln blob sync d kiln:c --delete --times --dry-run",
+            "kiln blob ls c/p -l -r",
+            "kiln blob rm -r c/p c/*.txt",
+            "kiln blob sas c/a c/b --permissions rw --expires 2h",
             "kiln watch j",
             "kiln logs -f j t --stderr",
             "kiln events --type job.task",
@@ -346,6 +355,9 @@ mod tests {
             "kiln",
             "kiln exec",
             "kiln exec --array 3-1 -- true",
+            "kiln blob cp a",
+            "kiln blob sync a",
+            "kiln blob rm",
             "kiln run",
             "kiln run w.yaml --set a",
             "kiln up --listen x",

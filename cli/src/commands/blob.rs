@@ -4,19 +4,23 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Subcommand;
 use kiln_client::Client;
 use kiln_proto::storage::v1::{
-    CreateContainerRequest, CreateSasRequest, DeleteBlobRequest, DeleteContainerRequest, GetBlobRequest,
-    ListContainersRequest, PublicAccess,
+    CreateContainerRequest, CreateSasRequest, DeleteContainerRequest, GetBlobRequest, ListContainersRequest,
+    PublicAccess,
 };
 use kiln_time::Timestamp;
 
-use super::{pages, parse_duration, present};
+use super::{pages, present};
+use crate::blob::cp::{self, CpArgs, SyncArgs};
+use crate::blob::list;
+use crate::blob::place::BlobPath;
+use crate::blob::remove::{self, RmArgs};
+use crate::blob::sas::{self, SasArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format, text};
-use crate::transfer::{self, request_id};
+use crate::transfer::request_id;
 
 /// Subcommands. Blobs are named `CONTAINER/NAME`.
 #[derive(Debug, Subcommand)]
@@ -25,6 +29,12 @@ pub enum BlobCommand {
     Ls {
         /// CONTAINER or CONTAINER/PREFIX; without it containers are listed
         place: Option<String>,
+        /// All blobs, not level by level
+        #[arg(long, short)]
+        recursive: bool,
+        /// With MD5 and ETag
+        #[arg(long, short)]
+        long: bool,
         /// At most this many
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
@@ -34,7 +44,17 @@ pub enum BlobCommand {
         /// CONTAINER/NAME
         blob: String,
     },
-    /// Write a local file into a blob
+    /// Copy files to blobs, back, or from blob to blob
+    ///
+    /// Blobs are kiln:CONTAINER/NAME; with --recursive all that lies below a directory or name is
+    /// copied to below the target. Patterns (* ? [..] **) may be in quotes. What is the same already, by length and
+    /// MD5, is left out: a copy that was broken off goes on when it is given again.
+    Cp(CpArgs),
+    /// Make a directory and a container the same, one way
+    ///
+    /// SOURCE and TARGET are directories or kiln:CONTAINER/PREFIX.
+    Sync(SyncArgs),
+    /// Write a local file into a blob; a short form of cp
     Put {
         /// The file; - is standard input
         file: PathBuf,
@@ -44,18 +64,15 @@ pub enum BlobCommand {
         #[arg(long, default_value = "application/octet-stream", value_name = "TYPE")]
         content_type: String,
     },
-    /// Read a blob into a local file
+    /// Read a blob into a local file; a short form of cp
     Get {
         /// CONTAINER/NAME
         blob: String,
         /// The file or an existing directory; without it standard output
         file: Option<PathBuf>,
     },
-    /// Delete a blob
-    Rm {
-        /// CONTAINER/NAME
-        blob: String,
-    },
+    /// Delete blobs: named ones, those of a pattern, or all below a name
+    Rm(RmArgs),
     /// Make a container
     Mkcontainer {
         /// Its name: 3 to 63 of a-z 0-9 and single hyphens
@@ -66,17 +83,8 @@ pub enum BlobCommand {
         /// Its name
         name: String,
     },
-    /// Sign access to a container or a blob for somebody without the key
-    Sas {
-        /// CONTAINER or CONTAINER/NAME
-        place: String,
-        /// Letters: r read, a add, c create, w write, d delete, l list
-        #[arg(long, default_value = "r")]
-        permissions: String,
-        /// How long it is valid
-        #[arg(long, default_value = "1h", value_parser = parse_duration)]
-        expires: Duration,
-    },
+    /// Sign access to containers or blobs for somebody without the key
+    Sas(SasArgs),
 }
 
 /// Carries out a subcommand.
@@ -86,20 +94,15 @@ pub enum BlobCommand {
 pub async fn run(client: &Client, format: Format, command: BlobCommand) -> Outcome {
     let mut storage = client.storage();
     match command {
-        BlobCommand::Ls { place: None, limit } => list_containers(client, format, limit).await,
-        BlobCommand::Ls { place: Some(place), limit } => {
-            let (container, prefix) = place.split_once('/').unwrap_or((&place, ""));
-            let blobs = transfer::list_blobs(client, container, prefix, limit as usize).await?;
-            let header = ["name", "bytes", "modified", "type"];
-            output::list(format, "kiln.storage.v1.Blob", &blobs, &header, |blob| {
-                vec![
-                    blob.name.clone(),
-                    blob.content_length.to_string(),
-                    text::time(blob.last_modified.as_ref()),
-                    blob.content_type.clone(),
-                ]
-            })
+        BlobCommand::Ls { place: None, limit, .. } => list_containers(client, format, limit).await,
+        BlobCommand::Ls { place: Some(place), recursive, long, limit } => {
+            let options = list::Options { recursive, long, limit: limit as usize };
+            list::blobs(client, format, &BlobPath::parse(&place)?, options).await
         }
+        BlobCommand::Cp(args) => cp::cp(client, format, args).await,
+        BlobCommand::Sync(args) => cp::sync(client, format, args).await,
+        BlobCommand::Rm(args) => remove::rm(client, format, args).await,
+        BlobCommand::Sas(args) => sas::sas(client, format, args).await,
         BlobCommand::Show { blob } => {
             let (container, name) = split(&blob)?;
             let request = GetBlobRequest { container, name };
@@ -116,14 +119,12 @@ pub async fn run(client: &Client, format: Format, command: BlobCommand) -> Outco
                 ]
             })
         }
-        BlobCommand::Put { file, blob, content_type } => put(client, format, &file, &blob, &content_type).await,
-        BlobCommand::Get { blob, file } => get(client, format, &blob, file).await,
-        BlobCommand::Rm { blob } => {
-            let (container, name) = split(&blob)?;
-            let request = DeleteBlobRequest { request_id: request_id(), container, name, precondition: None };
-            storage.delete_blob(request).await?;
-            output::done(format, || format!("{blob} is deleted"));
-            Ok(())
+        BlobCommand::Put { file, blob, content_type } => {
+            cp::cp(client, format, CpArgs::one(local(&file), remote(&blob), content_type)).await
+        }
+        BlobCommand::Get { blob, file } => {
+            let file = file.map_or_else(|| "-".to_owned(), |file| local(&file));
+            cp::cp(client, format, CpArgs::one(remote(&blob), file, String::new())).await
         }
         BlobCommand::Mkcontainer { name } => {
             storage.create_container(create_request(&name)).await?;
@@ -136,15 +137,17 @@ pub async fn run(client: &Client, format: Format, command: BlobCommand) -> Outco
             output::done(format, || format!("container {name} is deleted"));
             Ok(())
         }
-        BlobCommand::Sas { place, permissions, expires } => {
-            let (container, blob) = place.split_once('/').unwrap_or((&place, ""));
-            let request = sas_request(container, blob, &permissions, expires);
-            let signed = storage.create_sas(request).await?.into_inner();
-            output::show(format, "kiln.storage.v1.CreateSasResponse", &signed, |signed| {
-                vec![("sas", signed.sas.clone()), ("url", signed.url.clone())]
-            })
-        }
     }
+}
+
+/// As `cp` takes a path of this machine, whatever it begins with.
+fn local(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.starts_with("kiln:") { format!("./{text}") } else { text.into_owned() }
+}
+
+fn remote(blob: &str) -> String {
+    if blob.starts_with("kiln:") { blob.to_owned() } else { format!("kiln:{blob}") }
 }
 
 /// A private container.
@@ -192,34 +195,4 @@ fn split(blob: &str) -> Outcome<(String, String)> {
         }
         _ => Err(Failure::Usage(format!("{blob:?} is not CONTAINER/NAME"))),
     }
-}
-
-async fn put(client: &Client, format: Format, file: &Path, blob: &str, content_type: &str) -> Outcome {
-    let mut target = blob.to_owned();
-    if blob.ends_with('/') {
-        target.push_str(&file.file_name().context("the file has no name")?.to_string_lossy());
-    }
-    let (container, name) = split(&target)?;
-    let written = if file == Path::new("-") {
-        transfer::upload_from(client, tokio::io::stdin(), &container, &name, content_type, &|_| {}).await?
-    } else {
-        transfer::upload(client, file, &container, &name, content_type, |_| {}).await?
-    };
-    output::done(format, || format!("{target}: {}", text::bytes(written.content_length)));
-    Ok(())
-}
-
-async fn get(client: &Client, format: Format, blob: &str, file: Option<PathBuf>) -> Outcome {
-    let (container, name) = split(blob)?;
-    let Some(mut file) = file else {
-        let mut stdout = tokio::io::stdout();
-        transfer::download_into(client, &container, &name, &mut stdout, &|_| {}).await?;
-        return Ok(tokio::io::AsyncWriteExt::flush(&mut stdout).await?);
-    };
-    if file.is_dir() {
-        file = transfer::local_path(&file, name.rsplit('/').next().unwrap_or(&name))?;
-    }
-    let length = transfer::download(client, &container, &name, &file, |_| {}).await?;
-    output::done(format, || format!("{}: {}", file.display(), text::bytes(length)));
-    Ok(())
 }

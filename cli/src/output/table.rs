@@ -28,7 +28,7 @@ pub fn details(rows: Vec<(&'static str, String)>) -> String {
 
 /// The text as a terminal may see it. Names of blobs and files are anything, and
 /// come from tasks: control characters in them could rewrite what is shown.
-fn printable(text: &str) -> Cow<'_, str> {
+pub fn printable(text: &str) -> Cow<'_, str> {
     // These turn the direction of what follows.
     let turns = |c: char| matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}');
     let harmless = |c: char| (!c.is_control() || c == '\n') && !turns(c);

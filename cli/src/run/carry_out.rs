@@ -6,6 +6,7 @@ use std::time::Instant;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use kiln_client::Client;
+use kiln_client::blobs::{About, Place, Transfers};
 use kiln_error::{Error, Kind};
 use kiln_proto::common::v1::ExecutionResult;
 use kiln_proto::events::v1::Event;
@@ -21,6 +22,7 @@ use super::progress::{Phase, Progress};
 use super::specs::{self, Expected, Signed};
 use super::summary::{Fetched, Summary, TaskResult};
 use super::tally::{JobTally, PoolTally};
+use crate::blob::local::make_parents;
 use crate::commands::ListArgs;
 use crate::commands::blob::{create_request, sas_request};
 use crate::commands::task::list_tasks;
@@ -128,13 +130,13 @@ impl<'a> Run<'a> {
         let count = files.len();
         let phase = self.progress.bytes("stage", total);
         let counter = phase.counter();
-        let client = &self.client;
+        let (transfers, about) = (&Transfers::new(self.client.clone()), &About::default());
         futures::stream::iter(files)
             .map(|(input, file)| {
                 let counter = counter.clone();
                 async move {
-                    let kind = "application/octet-stream";
-                    transfer::upload(client, &file.local, &input.container.name, &file.blob, kind, counter).await
+                    let place = Place::new(&input.container.name, &file.blob);
+                    Outcome::Ok(transfers.upload(&file.local, &place, about, &counter).await?)
                 }
             })
             .buffer_unordered(TRANSFERS)
@@ -395,12 +397,18 @@ async fn fetch_into(
     let bytes = blobs.iter().map(|blob| blob.content_length).sum();
     let phase: Phase = progress.bytes("fetch", bytes);
     let counter = phase.counter();
+    let transfers = &Transfers::new(client.clone());
     futures::stream::iter(blobs)
         .map(|blob| {
             let counter = counter.clone();
             async move {
                 let file = transfer::local_path(directory, &blob.name)?;
-                transfer::download(client, &output.container.name, &blob.name, &file, counter).await
+                let (base, made) = (directory.to_owned(), file.clone());
+                tokio::task::spawn_blocking(move || make_parents(&base, &made))
+                    .await
+                    .map_err(std::io::Error::other)??;
+                let place = Place::new(&output.container.name, &blob.name);
+                Outcome::Ok(transfers.download(&place, &file, &counter).await?)
             }
         })
         .buffer_unordered(TRANSFERS)

@@ -24,6 +24,16 @@ impl Progress {
         Self { bars, lines: !quiet && !terminal }
     }
 
+    /// Bars on a terminal, and nothing elsewhere.
+    pub fn bars(quiet: bool) -> Self {
+        Self { lines: false, ..Self::new(quiet) }
+    }
+
+    /// A phase measured in bytes, with their rate.
+    pub fn transfer(&self, name: &'static str, total: u64) -> Phase {
+        self.phase(name, total, "{prefix:8} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} {msg}")
+    }
+
     /// A phase measured in bytes.
     pub fn bytes(&self, name: &'static str, total: u64) -> Phase {
         self.phase(name, total, "{prefix:8} [{bar:32}] {bytes}/{total_bytes} {msg}")

@@ -100,7 +100,7 @@ impl Transfers {
         let header = UploadHeader {
             // The same for all tries: the second one gives the answer of the first.
             request_id: uuid::Uuid::now_v7().to_string(),
-            content_md5: Md5::digest(&bytes).to_vec(),
+            content_md5: md5_of(&bytes).await?,
             ..header(to, about)
         };
         let length = bytes.len() as u64;
@@ -204,10 +204,8 @@ impl Transfers {
                     Source::File { file, path } => read_file(file, path, offset, length_at(offset)).await?,
                     Source::Blob(blob) => self.read_range(blob, offset, offset + length_at(offset)).all().await?,
                 };
-                let sum = bytes.clone();
-                let md5 = tokio::task::spawn_blocking(move || Md5::digest(&sum).to_vec()).await;
                 let header = UploadHeader {
-                    content_md5: md5.map_err(|error| TransferError::Content(error.to_string()))?,
+                    content_md5: md5_of(&bytes).await?,
                     resumable: Some(large.piece(block, offset)),
                     ..header(large.to, large.about)
                 };
@@ -278,6 +276,12 @@ fn version(file: &File) -> io::Result<(u64, String)> {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     Ok((found.len(), format!("{} {}.{:09}", found.len(), found.mtime(), found.mtime_nsec())))
+}
+
+async fn md5_of(bytes: &Bytes) -> Result<Vec<u8>, TransferError> {
+    let bytes = bytes.clone();
+    let sum = tokio::task::spawn_blocking(move || Md5::digest(&bytes).to_vec()).await;
+    sum.map_err(|error| TransferError::Content(error.to_string()))
 }
 
 async fn read_file(file: &Arc<File>, path: &Path, start: u64, length: u64) -> Result<Bytes, TransferError> {
