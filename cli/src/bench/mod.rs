@@ -4,15 +4,19 @@
 //! - [`latency`]: one task at a time, and under load;
 //! - [`submit`]: a long queue;
 //! - [`scale`]: many nodes; [`core`]: placement alone;
+//! - [`blobs`]: storage, also of other servers;
 //! - [`server`]: the deployment that is measured, a process of its own;
 //!   [`usage`]: what it costs; [`nodes`]: simulated nodes; [`job`]: jobs and
-//!   streams of tasks; [`floor`], [`sqlite_floor`]: what the machine allows;
+//!   streams of tasks; [`floor`], [`sqlite_floor`], [`disk_floor`]: what the
+//!   machine allows;
 //!   [`figures`]: medians, text, JSON.
 //!
 //! Every figure is the median of some rounds, and every round has its floor in
 //! the same minute: a busy machine makes both smaller, their ratio stays.
 
+pub mod blobs;
 pub mod core;
+pub mod disk_floor;
 pub mod figures;
 pub mod floor;
 pub mod job;
@@ -51,6 +55,8 @@ enum What {
     Nodes(scale::NodesArgs),
     /// Placements of the scheduler's core, without any I/O
     Core(core::CoreArgs),
+    /// Blobs: small ones by several clients, a large one, lists; also of another server, or beside Azurite
+    Blobs(blobs::BlobsArgs),
 }
 
 /// Carries out `kiln bench`.
@@ -64,6 +70,7 @@ pub async fn command(connect: ConnectArgs, format: Format, args: BenchArgs) -> O
         What::Submit(args) => submit::run(&connect, args).await?,
         What::Nodes(args) => scale::run(&connect, args).await?,
         What::Core(args) => core::run(args)?,
+        What::Blobs(args) => blobs::run(&connect, args).await?,
     };
     match format {
         Format::Json => output::line(format_args!("{}", json::pretty(&report.json()))),

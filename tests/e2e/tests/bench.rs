@@ -67,6 +67,48 @@ async fn loads_and_numbers_of_nodes() {
 }
 
 #[tokio::test]
+async fn blobs_of_an_own_server_and_of_one_that_runs() {
+    const SMALL: [&str; 8] = ["--seconds", "0.1", "--large", "9", "--names", "5100", "--repeat", "1"];
+    let own = bench(&[&["blobs"][..], &SMALL].concat()).await;
+    let all = [
+        "put_1_per_second",
+        "put_16_per_second",
+        "put_1_to_floor",
+        "get_1_per_second",
+        "get_16_per_second",
+        "upload_mib_per_second",
+        "upload_to_floor",
+        "download_mib_per_second",
+        "download_to_floor",
+        "first_page_ms",
+        "names_per_second",
+    ];
+    positive(&own, &all);
+    positive(&own, &["peak_memory_bytes", "floor_copy_mib_per_second", "floor_tcp_mib_per_second"]);
+
+    let server = kiln_e2e::server::Server::start().await;
+    let storage = server.variable("AZURE_STORAGE_CONNECTION_STRING");
+    let part = |name: &str| {
+        let part = storage.split(';').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+        part.unwrap_or_else(|| panic!("{name} in the connection string")).to_owned()
+    };
+    let (account, key) = (part("AccountName"), part("AccountKey"));
+    let endpoint = part("BlobEndpoint").replace(&format!("/{account}"), "");
+    let there = ["--endpoint", &endpoint, "--account", &account, "--key", &key];
+    let other = bench(&[&["blobs"][..], &SMALL, &there].concat()).await;
+    positive(&other, &all);
+    assert!(other.get("peak_memory_bytes").is_none(), "nothing is known about its process");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_the_benchmarks_own_kills() {
+    let crashed = bench(&["blobs", "--crash", "--kills", "3"]).await;
+    positive(&crashed, &["kills", "acknowledged", "names"]);
+    assert_eq!((&crashed["lost"], &crashed["torn"]), (&Value::from(0), &Value::from(0)), "{crashed:#}");
+}
+
+#[tokio::test]
 async fn simulated_nodes_need_the_key_of_the_deployment() {
     let output = command(&kiln())
         .args(["bench", "tasks", "--simulated", "--endpoint", "http://127.0.0.1:9", "--account", "a"])
