@@ -150,7 +150,7 @@ pub struct ObjectWriter {
 #[derive(Debug)]
 enum Sink {
     Local(local::LocalWriter),
-    Remote { objects: Objects, writer: RemoteWriter },
+    Remote { objects: Objects, writer: Box<RemoteWriter> },
 }
 
 /// A durable object that no row names yet; dropping it removes it.
@@ -288,7 +288,7 @@ impl Objects {
             Backend::Local(directory) => Sink::Local(local::LocalWriter::create(directory, shard, &key, pipe).await?),
             Backend::Remote(remote) => {
                 let writer = RemoteWriter::new(remote.clone(), key.clone(), self.path(&key.0), pipe);
-                Sink::Remote { objects: self.clone(), writer }
+                Sink::Remote { objects: self.clone(), writer: Box::new(writer) }
             }
         };
         Ok(ObjectWriter { key, length: 0, sink })
