@@ -11,6 +11,7 @@ use kiln_service::{Common, PublicPort, Settings};
 use kiln_store::StoreConfig;
 use serde::Deserialize;
 
+use crate::domain::copy_source::CopySources;
 use crate::objects::local::Durability;
 use crate::objects::place::{ObjectsPlace, parse_options};
 use crate::objects::sealing::Keyring;
@@ -39,6 +40,8 @@ pub struct Config {
     pub garbage_grace: Duration,
     /// A client that sends nothing for this long within a request is dropped.
     pub idle_timeout: Duration,
+    /// From where copies may come.
+    pub copy_sources: CopySources,
 }
 
 impl Config {
@@ -56,6 +59,7 @@ impl Config {
             collect_interval: Duration::from_secs(30),
             garbage_grace: Duration::from_secs(600),
             idle_timeout: Duration::from_secs(120),
+            copy_sources: CopySources::default(),
         }
     }
 }
@@ -90,6 +94,10 @@ pub struct RawConfig {
     pub garbage_grace_seconds: Option<u64>,
     /// See [`Config::idle_timeout`].
     pub idle_timeout_seconds: Option<u64>,
+    /// `public` or `none`: see [`CopySources`].
+    pub copy_sources: Option<String>,
+    /// Networks, addresses and hosts beside that.
+    pub copy_sources_allowed: Option<Vec<String>>,
 }
 
 /// The service's settings and its second port.
@@ -144,6 +152,17 @@ impl Settings for RawConfig {
         if let Some(seconds) = self.idle_timeout_seconds {
             service.idle_timeout = check::seconds("idle_timeout_seconds", seconds)?;
         }
+        let which = self.copy_sources.as_deref().unwrap_or("public");
+        let allowed = self.copy_sources_allowed.unwrap_or_default();
+        service.copy_sources = CopySources::parse(which, &allowed).map_err(|wrong| {
+            let key = if wrong == which { "copy_sources" } else { "copy_sources_allowed" };
+            let why = if wrong == which {
+                "must be public or none"
+            } else {
+                "must be networks (10.0.0.0/8), addresses, or names of hosts without port"
+            };
+            ConfigError::value(key, wrong, why)
+        })?;
         Ok(ProcessConfig { service, blob_listen })
     }
 }
@@ -234,6 +253,11 @@ mod tests {
             (RawConfig { objects_options_file: Some("/none".into()), ..RawConfig::default() }, "objects_options_file"),
             (RawConfig { encryption_key_file: Some("/none".into()), ..RawConfig::default() }, "encryption_key_file"),
             (RawConfig { durability: Some("some".into()), ..RawConfig::default() }, "durability"),
+            (RawConfig { copy_sources: Some("all".into()), ..RawConfig::default() }, "copy_sources"),
+            (
+                RawConfig { copy_sources_allowed: Some(vec!["http://a".into()]), ..RawConfig::default() },
+                "copy_sources_allowed",
+            ),
             (RawConfig { idle_timeout_seconds: Some(0), ..RawConfig::default() }, "idle_timeout_seconds"),
         ] {
             let error = raw.validate(&common).unwrap_err().to_string();

@@ -42,7 +42,7 @@ use metrics::Metrics;
 use objects::Objects;
 use objects::local::Durability;
 use objects::place::ObjectsPlace;
-use service::Storage;
+use service::{Remote, Storage};
 use store::{Catalogue, SqlCatalogue};
 
 /// Largest gRPC message: pieces of uploads.
@@ -90,7 +90,8 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     if config.objects == ObjectsPlace::Memory {
         tracing::warn!("bytes of blobs larger than 64 KiB are kept in memory: they are gone when this process ends");
     }
-    let storage = Storage::new(catalogue, objects, metrics.clone());
+    let remote = Remote::new(config.copy_sources.clone(), config.idle_timeout);
+    let storage = Storage::new(catalogue, objects, metrics.clone(), remote);
 
     let relay = kiln_telemetry::spawn(kiln_store::outbox::relay(
         database,

@@ -412,7 +412,7 @@ async fn two_replicas_share_a_bucket() {
     .await;
     let log = Arc::new(UploadNotes(catalogue.clone()));
     let objects = Objects::open(&server.place("kiln"), Options::default(), log).await.unwrap();
-    let storage = Storage::new(catalogue.clone(), objects.clone(), Metrics::new().unwrap());
+    let storage = Storage::new(catalogue.clone(), objects.clone(), Metrics::new().unwrap(), common::nowhere());
     collect::sweep(&storage, Duration::ZERO).await.unwrap();
     while collect::collect_some(&storage, later, Duration::ZERO).await.unwrap() {}
     let (there, named) = objects_and_rows(&objects, &*catalogue).await;

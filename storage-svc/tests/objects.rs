@@ -217,7 +217,7 @@ async fn an_upload_of_a_dead_process_is_aborted() {
     std::mem::forget(writer);
     assert_eq!(server.uploads().await, 1);
 
-    let storage = Storage::new(catalogue.clone(), open().await, Metrics::new().unwrap());
+    let storage = Storage::new(catalogue.clone(), open().await, Metrics::new().unwrap(), common::nowhere());
     let grace = std::time::Duration::ZERO;
     collect::collect_some(&storage, Timestamp::now(), grace).await.unwrap();
     assert_eq!(server.uploads().await, 1, "it may still go on");

@@ -5,13 +5,14 @@ use kiln_auth::token::{self, Principal};
 use kiln_time::Timestamp;
 
 use super::DataPlane;
-use super::call::Call;
+use super::call::{Call, Place};
 use crate::domain::StorageError;
 use crate::domain::access::{Allowed, Grant, Operation};
-use crate::domain::model::PublicAccess;
+use crate::domain::model::{Account, PublicAccess};
 use crate::domain::query::Query;
 use crate::domain::sas::{Circumstances, Sas};
 use crate::domain::shared_key::{self, SignedRequest};
+use crate::service::remote;
 
 /// A signed request may be this old or this early.
 const CLOCK_SKEW: std::time::Duration = std::time::Duration::from_secs(15 * 60);
@@ -57,7 +58,7 @@ impl DataPlane {
             };
         }
         match Sas::from_query(&call.query)? {
-            Some(sas) => self.check_sas(call, &call.container, &call.blob, sas).await.map(Grant::Sas),
+            Some(sas) => self.check_sas(call, &call.account, &call.container, &call.blob, sas).await.map(Grant::Sas),
             None => Ok(Grant::Anonymous),
         }
     }
@@ -66,14 +67,15 @@ impl DataPlane {
     async fn check_sas(
         &self,
         call: &Call,
+        account: &Account,
         container: &str,
         blob: &str,
         sas: Sas,
     ) -> Result<crate::domain::sas::SasGrant, StorageError> {
-        sas.verify(&call.account.keys, &call.account.name, container, blob)?;
+        sas.verify(&account.keys, &account.name, container, blob)?;
         let mut policy = None;
         if !sas.si.is_empty() && !sas.is_account() {
-            match self.storage.catalogue().container(&call.account.name, container).await {
+            match self.storage.catalogue().container(&account.name, container).await {
                 Ok(found) => policy = found.policies.into_iter().find(|policy| policy.id == sas.si),
                 Err(StorageError::ContainerNotFound) => {}
                 Err(error) => return Err(error),
@@ -84,8 +86,8 @@ impl DataPlane {
         sas.grant(policy.as_ref(), &circumstances)
     }
 
-    /// Whether the source of a copy, within the account, may be read: by the
-    /// caller's key, or by a signature in the source's own URL.
+    /// Whether a blob of this service may be read as the source of a copy: by the key of the account, which the caller
+    /// has shown, by a signature in the source's own URL, or by anybody.
     ///
     /// # Errors
     /// [`StorageError::CannotVerifyCopySource`].
@@ -93,19 +95,32 @@ impl DataPlane {
         &self,
         call: &Call,
         grant: &Grant,
-        container: &str,
-        blob: &str,
-        query: &str,
+        account: &Account,
+        place: &Place,
+        query: &Query,
     ) -> Result<(), StorageError> {
-        if *grant == Grant::Owner {
+        if *grant == Grant::Owner && account.name == call.account.name {
             return Ok(());
         }
-        let refused = |_| StorageError::CannotVerifyCopySource("its signature does not allow to read it");
-        let Some(sas) = Sas::from_query(&Query::parse(query)?).map_err(refused)? else {
-            return Err(StorageError::CannotVerifyCopySource("its URL needs a signature"));
+        let refused = |_| remote::unreadable(403, "its signature does not allow to read it");
+        let shown = match Sas::from_query(query).map_err(refused)? {
+            Some(sas) => {
+                let found = self.check_sas(call, account, &place.container, &place.blob, sas).await;
+                Grant::Sas(found.map_err(refused)?)
+            }
+            None => Grant::Anonymous,
         };
-        let source = self.check_sas(call, container, blob, sas).await.map_err(refused)?;
-        Grant::Sas(source).check(Operation::GetBlob, PublicAccess::Private).map(drop).map_err(refused)
+        let public = match self.storage.catalogue().container(&account.name, &place.container).await {
+            Ok(container) => container.public_access,
+            // Whether it exists is nobody's business.
+            Err(StorageError::ContainerNotFound) => PublicAccess::Private,
+            Err(error) => return Err(error),
+        };
+        match shown.check(Operation::GetBlob, public) {
+            Ok(_) => Ok(()),
+            Err(_) if shown == Grant::Anonymous => Err(remote::unreadable(403, "its URL needs a signature")),
+            Err(error) => Err(refused(error)),
+        }
     }
 
     fn check_bearer(&self, call: &Call, bearer: &str) -> Result<Grant, StorageError> {

@@ -1,11 +1,11 @@
-//! Blobs: put, get, change, copy, delete.
+//! Blobs: put, get, change, delete.
 
 use axum::body::Body;
 use bytes::BytesMut;
 use futures::TryStreamExt;
 use kiln_time::Timestamp;
 
-use super::call::{Call, host_label, place};
+use super::call::Call;
 use super::input::Input;
 use super::reply::Reply;
 use super::{Answer, Job, headers};
@@ -17,7 +17,7 @@ use crate::domain::limits::{Limits, MAX_RANGE_CHECKSUM};
 use crate::domain::model::{Address, Blob, INLINE_LIMIT};
 use crate::domain::sas::Overrides;
 use crate::objects::Hasher;
-use crate::service::{CopyRequest, PutBlob};
+use crate::service::PutBlob;
 use crate::store::{BlobChange, Guard};
 
 /// What is computed of a range on its way out.
@@ -226,49 +226,5 @@ impl Job<'_> {
         let stamp = self.plane.storage.stamp(account, "");
         self.plane.storage.catalogue().delete_blob(stamp, container, name, guard, what).await?;
         Ok(Reply::new(202).header("x-ms-delete-type-permanent", "true"))
-    }
-
-    pub(super) async fn copy_blob(self) -> Answer {
-        const SOURCE: &str = "x-ms-copy-source";
-        let call = self.call;
-        let source = call.header(SOURCE).unwrap_or_default();
-        let (url, query) = source.split_once('?').unwrap_or((source, ""));
-        // Without the signature: errors are logged.
-        let malformed = || StorageError::InvalidHeaderValue { name: SOURCE, value: url.to_owned() };
-        let rest = url.split_once("://").map(|(_, rest)| rest).ok_or_else(malformed)?;
-        let (host, path) = rest.find('/').map(|at| rest.split_at(at)).ok_or_else(malformed)?;
-        let label = host_label(host, &self.plane.own_host);
-        let by_host =
-            label.filter(|label| self.plane.config.host_style && label.eq_ignore_ascii_case(&call.account.name));
-        let from = place(path, by_host)?;
-        if !from.account.eq_ignore_ascii_case(&call.account.name) {
-            return Err(StorageError::NotImplemented("copies from other accounts and servers"));
-        }
-        if from.container.is_empty() || from.blob.is_empty() {
-            return Err(malformed());
-        }
-        self.plane.authorize_source(call, &self.grant, &from.container, &from.blob, query).await?;
-        let (account, container, name) = self.name();
-        let copied = self
-            .plane
-            .storage
-            .copy_blob(CopyRequest {
-                account: account.to_owned(),
-                from_container: from.container,
-                from_name: from.blob,
-                source_url: url.to_owned(),
-                source_conditions: headers::source_conditions(call)?,
-                container: container.to_owned(),
-                name: name.to_owned(),
-                metadata: headers::metadata(call)?,
-                guard: self.guard()?,
-            })
-            .await?;
-        let from_url = call.headers.contains_key("x-ms-blob-type");
-        let mut reply = Reply::new(if from_url { 201 } else { 202 }).version(&copied.etag, copied.last_modified);
-        if let Some(copy) = &copied.copy {
-            reply = reply.header("x-ms-copy-id", &copy.id).header("x-ms-copy-status", "success");
-        }
-        Ok(reply)
     }
 }

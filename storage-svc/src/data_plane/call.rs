@@ -54,6 +54,8 @@ pub struct Call {
     pub cases: Cases,
     /// Who sent it.
     pub peer: IpAddr,
+    /// Host and port by which the client reached the service.
+    pub host: String,
     /// Base URL of the account as the client sees it.
     pub endpoint: String,
     /// What the account says about requests that name no version.
@@ -253,6 +255,7 @@ impl DataPlane {
             headers,
             cases,
             peer,
+            host,
             endpoint,
             default_version,
         })
@@ -288,6 +291,7 @@ fn operation(
     use Operation as O;
     let comp = query.get("comp").unwrap_or_default().to_ascii_lowercase();
     let reading = matches!(*method, Method::GET | Method::HEAD);
+    let from_url = headers.contains_key("x-ms-copy-source");
     let unknown_comp = || {
         let value = query.get("comp").unwrap_or_default().to_owned();
         Err(StorageError::InvalidQueryParameterValue { name: "comp", value })
@@ -337,14 +341,14 @@ fn operation(
         }
     } else {
         match (comp.as_str(), method) {
-            ("", &Method::PUT) if headers.contains_key("x-ms-copy-source") => Some(O::CopyBlob),
+            ("", &Method::PUT) if from_url && headers.contains_key("x-ms-blob-type") => Some(O::PutBlobFromUrl),
+            ("", &Method::PUT) if from_url => Some(O::CopyBlob),
+            ("copy", &Method::PUT) => Some(O::AbortCopy),
             ("", &Method::PUT) => Some(O::PutBlob),
             ("", &Method::GET) => Some(O::GetBlob),
             ("", &Method::HEAD) => Some(O::HeadBlob),
             ("", &Method::DELETE) => Some(O::DeleteBlob),
-            ("block", &Method::PUT) if headers.contains_key("x-ms-copy-source") => {
-                return Err(StorageError::NotImplemented("Put Block From URL"));
-            }
+            ("block", &Method::PUT) if from_url => Some(O::PutBlockFromUrl),
             ("block", &Method::PUT) => Some(O::PutBlock),
             ("blocklist", &Method::PUT) => Some(O::PutBlockList),
             ("blocklist", &Method::GET) => Some(O::GetBlockList),
@@ -362,7 +366,6 @@ fn operation(
                 "page"
                 | "pagelist"
                 | "tags"
-                | "copy"
                 | "undelete"
                 | "seal"
                 | "query"
@@ -373,7 +376,8 @@ fn operation(
                 _,
             ) => return Err(StorageError::NotImplemented("this part of the blob service")),
             (
-                "" | "block" | "blocklist" | "metadata" | "properties" | "lease" | "snapshot" | "tier" | "appendblock",
+                "" | "block" | "blocklist" | "metadata" | "properties" | "lease" | "snapshot" | "tier" | "appendblock"
+                | "copy",
                 _,
             ) => None,
             _ => return unknown_comp(),

@@ -106,6 +106,20 @@ fn conditions(call: &Call, names: [&'static str; 4]) -> Result<Conditions, Stora
     })
 }
 
+/// MD5 that the source of a copy shall have.
+pub fn source_md5(call: &Call) -> Result<Option<[u8; 16]>, StorageError> {
+    md5(call, "x-ms-source-content-md5")
+}
+
+/// CRC-64 that the source of a block shall have; not together with its MD5.
+pub fn source_crc64(call: &Call) -> Result<Option<[u8; 8]>, StorageError> {
+    let crc64 = crc64(call, "x-ms-source-content-crc64")?;
+    if crc64.is_some() && source_md5(call)?.is_some() {
+        return Err(StorageError::BothCrc64AndMd5HeaderPresent);
+    }
+    Ok(crc64)
+}
+
 /// The range a read asks for; `x-ms-range` wins.
 pub fn range(call: &Call) -> Option<WantedRange> {
     call.header("x-ms-range").or_else(|| call.header("range")).and_then(WantedRange::parse)
@@ -169,14 +183,7 @@ pub fn expected(call: &Call) -> Result<Expected, StorageError> {
         .parse()
         .map_err(|_| StorageError::InvalidHeaderValue { name: "Content-Length", value: length.to_owned() })?;
     let md5 = md5(call, "content-md5")?;
-    let crc64 =
-        call.header("x-ms-content-crc64")
-            .map(|text| {
-                BASE64_STANDARD.decode(text.trim()).ok().and_then(|bytes| <[u8; 8]>::try_from(bytes).ok()).ok_or_else(
-                    || StorageError::InvalidHeaderValue { name: "x-ms-content-crc64", value: text.to_owned() },
-                )
-            })
-            .transpose()?;
+    let crc64 = crc64(call, "x-ms-content-crc64")?;
     if md5.is_some() && crc64.is_some() {
         return Err(StorageError::BothCrc64AndMd5HeaderPresent);
     }
@@ -203,6 +210,14 @@ pub fn flag(call: &Call, name: &'static str) -> Result<bool, StorageError> {
         Some("true") => Ok(true),
         Some(other) => Err(StorageError::InvalidHeaderValue { name, value: other.to_owned() }),
     }
+}
+
+fn crc64(call: &Call, name: &'static str) -> Result<Option<[u8; 8]>, StorageError> {
+    let parse = |text: &str| {
+        let bytes = BASE64_STANDARD.decode(text.trim()).ok().and_then(|bytes| <[u8; 8]>::try_from(bytes).ok());
+        bytes.ok_or_else(|| StorageError::InvalidHeaderValue { name, value: text.to_owned() })
+    };
+    call.header(name).map(parse).transpose()
 }
 
 fn md5(call: &Call, name: &str) -> Result<Option<[u8; 16]>, StorageError> {

@@ -2,8 +2,8 @@
 //!
 //! A request is understood ([`call`]), authorised ([`auth`]), and answered by
 //! the handlers of its subject: [`containers`], [`blobs`], [`blocks`],
-//! [`append`], [`snapshots`], [`leases`], [`service`]. Bodies stream in ([`input`])
-//! and out; [`headers`], [`xml`] and [`reply`] are the
+//! [`append`], [`snapshots`], [`copies`], [`leases`], [`service`]. Bodies stream in
+//! ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
 //! wire forms.
 
 mod append;
@@ -12,6 +12,7 @@ mod blobs;
 mod blocks;
 pub mod call;
 mod containers;
+mod copies;
 #[cfg(test)]
 mod fuzz;
 mod header_case;
@@ -197,6 +198,9 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         Operation::ListBlobs => job.list_blobs().await,
         Operation::PutBlob => job.put_blob(input).await,
         Operation::CopyBlob => job.copy_blob().await,
+        Operation::AbortCopy => job.abort_copy().await,
+        Operation::PutBlobFromUrl => job.put_blob_from_url().await,
+        Operation::PutBlockFromUrl => job.put_block_from_url().await,
         Operation::PutBlock => job.put_block(input).await,
         Operation::PutBlockList => job.put_block_list(input).await,
         Operation::GetBlockList => job.get_block_list().await,

@@ -28,6 +28,9 @@ pub enum Operation {
     ListBlobs,
     PutBlob,
     CopyBlob,
+    AbortCopy,
+    PutBlobFromUrl,
+    PutBlockFromUrl,
     PutBlock,
     PutBlockList,
     GetBlockList,
@@ -96,6 +99,9 @@ impl Operation {
             O::ListBlobs => "ListBlobs",
             O::PutBlob => "PutBlob",
             O::CopyBlob => "CopyBlob",
+            O::AbortCopy => "AbortCopy",
+            O::PutBlobFromUrl => "PutBlobFromUrl",
+            O::PutBlockFromUrl => "PutBlockFromUrl",
             O::PutBlock => "PutBlock",
             O::PutBlockList => "PutBlockList",
             O::GetBlockList => "GetBlockList",
@@ -133,6 +139,9 @@ impl Operation {
             | O::ListBlobs => Resource::Container,
             O::PutBlob
             | O::CopyBlob
+            | O::AbortCopy
+            | O::PutBlobFromUrl
+            | O::PutBlockFromUrl
             | O::PutBlock
             | O::PutBlockList
             | O::GetBlockList
@@ -167,6 +176,7 @@ impl Operation {
             O::Preflight => "",
             O::DeleteContainer | O::DeleteBlob => "d",
             O::PutBlob | O::CopyBlob | O::PutBlock | O::PutBlockList => "w",
+            O::AbortCopy | O::PutBlobFromUrl | O::PutBlockFromUrl => "w",
             O::SetBlobMetadata | O::SetBlobProperties | O::SetBlobTier => "w",
             O::SnapshotBlob => "cw",
             O::AppendBlock => "a",
@@ -181,7 +191,15 @@ impl Operation {
 
     /// `c` is enough to make a blob that does not exist.
     fn creates(self) -> bool {
-        matches!(self, Self::PutBlob | Self::CopyBlob | Self::PutBlock | Self::PutBlockList)
+        matches!(
+            self,
+            Self::PutBlob
+                | Self::CopyBlob
+                | Self::PutBlobFromUrl
+                | Self::PutBlockFromUrl
+                | Self::PutBlock
+                | Self::PutBlockList
+        )
     }
 
     fn reads_blob(self) -> bool {
@@ -280,6 +298,14 @@ mod tests {
             ("w", O::GetBlob, no, no),
             ("d", O::DeleteBlob, "yes", "yes"),
             ("rw", O::DeleteBlob, no, no),
+            ("c", O::CopyBlob, "new", "new"),
+            ("c", O::PutBlobFromUrl, "new", "new"),
+            ("c", O::PutBlockFromUrl, "new", "new"),
+            ("w", O::PutBlobFromUrl, "yes", "yes"),
+            ("r", O::PutBlobFromUrl, no, no),
+            ("w", O::PutBlockFromUrl, "yes", "yes"),
+            ("w", O::AbortCopy, "yes", "yes"),
+            ("c", O::AbortCopy, no, no),
             ("w", O::LeaseBlob, "yes", "yes"),
             ("rcd", O::LeaseBlob, no, no),
             ("w", O::BreakBlobLease, "yes", "yes"),

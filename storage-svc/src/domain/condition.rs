@@ -32,6 +32,14 @@ pub fn check_read(conditions: &Conditions, current: Version<'_>) -> Result<(), S
     }
 }
 
+/// Whether a source may be copied.
+///
+/// # Errors
+/// 412 whichever condition it is that does not hold.
+pub fn check_source(conditions: &Conditions, current: Version<'_>) -> Result<(), StorageError> {
+    check_read(conditions, current).map_err(|_| StorageError::SourceConditionNotMet)
+}
+
 /// Whether a write that makes or replaces the whole record may happen.
 ///
 /// # Errors
@@ -117,6 +125,7 @@ mod tests {
                 "if-match" => Conditions { if_match: set, ..Conditions::default() },
                 _ => Conditions { if_none_match: set, ..Conditions::default() },
             };
+            assert_eq!(outcome(check_source(&conditions, CURRENT)), if read == 200 { 200 } else { 412 }, "{value}");
             let got = (
                 outcome(check_read(&conditions, CURRENT)),
                 outcome(check_create(&conditions, Some(CURRENT))),

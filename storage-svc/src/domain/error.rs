@@ -120,8 +120,12 @@ pub enum StorageError {
     AuthorizationServiceMismatch,
     #[error("This request is not authorized to perform this operation using this resource type.")]
     AuthorizationResourceTypeMismatch,
-    #[error("The source of the copy cannot be read: {0}")]
-    CannotVerifyCopySource(&'static str),
+    #[error("The source of the copy cannot be read: {why}.")]
+    CannotVerifyCopySource { status: u16, why: String },
+    #[error("The source condition specified using HTTP conditional header(s) is not met.")]
+    SourceConditionNotMet,
+    #[error("There is currently no pending copy operation.")]
+    NoPendingCopyOperation,
     #[error("This server does not support the requested operation: {0}.")]
     NotImplemented(&'static str),
     #[error("The client sent nothing for too long, or its own timeout is over; it may or may not have happened.")]
@@ -220,7 +224,17 @@ impl StorageError {
             E::AuthorizationSourceIpMismatch(_) => ("AuthorizationSourceIPMismatch", 403, K::PermissionDenied),
             E::AuthorizationServiceMismatch => ("AuthorizationServiceMismatch", 403, K::PermissionDenied),
             E::AuthorizationResourceTypeMismatch => ("AuthorizationResourceTypeMismatch", 403, K::PermissionDenied),
-            E::CannotVerifyCopySource(_) => ("CannotVerifyCopySource", 403, K::PermissionDenied),
+            E::CannotVerifyCopySource { status, .. } => {
+                let kind = match status {
+                    401 | 403 => K::PermissionDenied,
+                    404 => K::NotFound,
+                    400..=499 => K::InvalidArgument,
+                    _ => K::Unavailable,
+                };
+                ("CannotVerifyCopySource", *status, kind)
+            }
+            E::SourceConditionNotMet => ("SourceConditionNotMet", 412, K::ConditionNotMet),
+            E::NoPendingCopyOperation => ("NoPendingCopyOperation", 409, K::FailedPrecondition),
             E::NotImplemented(_) => ("NotImplemented", 501, K::Unimplemented),
             E::OperationTimedOut => ("OperationTimedOut", 500, K::DeadlineExceeded),
             E::LeaseNotPresentWithBlobOperation => ("LeaseNotPresentWithBlobOperation", 412, K::ConditionNotMet),

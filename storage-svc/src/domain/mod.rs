@@ -7,12 +7,14 @@
 //! - [`append`]: where something may be added, and when small pieces become an object;
 //! - [`shared_key`], [`sas`]: signatures; [`access`]: who may do what;
 //! - [`resumable`]: uploads that go on after a break;
-//! - [`cors`]: scripts of other origins; [`query`]: query strings as Azure reads them;
+//! - [`copy_source`]: from where copies may come; [`cors`]: scripts of other origins;
+//! - [`query`]: query strings as Azure reads them;
 //! - [`error`]: everything that can be wrong with a request.
 
 pub mod access;
 pub mod append;
 pub mod condition;
+pub mod copy_source;
 pub mod cors;
 pub mod crc64;
 pub mod error;

@@ -2,13 +2,15 @@
 //!
 //! [`Storage`] joins the catalogue and the objects: bytes first, durable, then
 //! the row that names them. [`upload`] and [`append`] receive, [`download`] sends,
-//! [`copy`] does both; the rest passes to the catalogue with a stamp.
+//! [`copy`] does both, also with what is on other servers ([`remote`]); the rest
+//! passes to the catalogue with a stamp.
 
 mod accounts;
 mod append;
 mod copy;
 mod download;
 pub mod keys;
+pub mod remote;
 mod upload;
 
 use std::io;
@@ -26,8 +28,9 @@ use crate::objects::remote::UploadLog;
 use crate::store::{Catalogue, Stamp};
 
 pub use append::AppendBlock;
-pub use copy::CopyRequest;
+pub use copy::CopyBytes;
 pub use download::{ByteStream, Download};
+pub use remote::Remote;
 pub use upload::{Body, Expected, Put, PutBlob, PutBlock};
 
 /// See the module. Clones share everything.
@@ -44,13 +47,14 @@ struct Inner {
     accounts: accounts::Cache,
     merging: append::Merging,
     metrics: Metrics,
+    remote: Remote,
 }
 
 impl Storage {
-    /// Joins a catalogue and its objects.
-    pub fn new(catalogue: Arc<dyn Catalogue>, objects: Objects, metrics: Metrics) -> Self {
+    /// Joins a catalogue and its objects; copies may come from `remote`.
+    pub fn new(catalogue: Arc<dyn Catalogue>, objects: Objects, metrics: Metrics, remote: Remote) -> Self {
         let (etags, accounts, merging) = Default::default();
-        Self { inner: Arc::new(Inner { catalogue, objects, etags, accounts, merging, metrics }) }
+        Self { inner: Arc::new(Inner { catalogue, objects, etags, accounts, merging, metrics, remote }) }
     }
 
     /// The catalogue.
@@ -66,6 +70,11 @@ impl Storage {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// Other servers.
+    pub fn remote(&self) -> &Remote {
+        &self.inner.remote
     }
 
     /// The stamp of a write that happens now.

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "copy_conformance.rs"]
+mod copies;
 #[path = "lease_conformance.rs"]
 mod leases;
 
@@ -32,6 +34,7 @@ pub async fn all(catalogue: &dyn Catalogue) {
     tidying(catalogue).await;
     leases::all(catalogue).await;
     places(catalogue).await;
+    copies::all(catalogue).await;
 }
 
 pub(super) fn stamp(account: &str, etag: &str) -> Stamp {

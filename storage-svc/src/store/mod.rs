@@ -6,7 +6,7 @@
 //! Invariants:
 //! - a row never refers to an object that is not durable: callers write objects
 //!   first and name them here afterwards;
-//! - an object that loses its last row is in `garbage` in the same transaction,
+//! - several blobs may name one object; one that loses its last row is in `garbage` in the same transaction,
 //!   until [`Catalogue::forget_garbage`] confirms that its bytes are gone;
 //! - every write judges its conditions, remembers its answer by request id and
 //!   announces itself in the outbox in one transaction.
@@ -96,6 +96,49 @@ pub struct NewBlob {
     pub kind: BlobKind,
     /// If the client chose one.
     pub tier: Option<ChosenTier>,
+}
+
+/// A blob of any account that is to be copied.
+#[derive(Debug, Clone)]
+pub struct CopyFrom {
+    /// Owner.
+    pub account: String,
+    /// Container it is in.
+    pub container: String,
+    /// Its name.
+    pub name: String,
+    /// When the snapshot was taken; the blob itself if absent.
+    pub snapshot: Option<Timestamp>,
+    /// It must fulfil these.
+    pub conditions: Conditions,
+    /// It must be this version, of which the caller knows something.
+    pub etag: Option<String>,
+}
+
+impl CopyFrom {
+    /// Where it is.
+    pub fn address(&self) -> Address<'_> {
+        Address { account: &self.account, container: &self.container, name: &self.name, snapshot: self.snapshot }
+    }
+}
+
+/// What a copy is to be.
+#[derive(Debug, Clone)]
+pub struct CopyInto {
+    /// Container it goes into.
+    pub container: String,
+    /// Its name.
+    pub name: String,
+    /// Instead of the source's.
+    pub metadata: Option<Metadata>,
+    /// Instead of the source's.
+    pub properties: Option<BlobProperties>,
+    /// If it is told that it is a copy.
+    pub copy: Option<CopySource>,
+    /// If the client chose one.
+    pub tier: Option<Tier>,
+    /// Its blocks are those of the source, by the same ids.
+    pub keep_blocks: bool,
 }
 
 /// A blob that is made of blocks.
@@ -324,6 +367,9 @@ pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
     async fn blob_content(&self, of: Address<'_>) -> Result<(Blob, Content), StorageError>;
     /// Makes or replaces a blob; uncommitted blocks of its name are dropped.
     async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError>;
+    /// Copies a blob; the copy names the source's objects. The stamp and the guard are those of the copy.
+    async fn copy_blob(&self, stamp: Stamp, from: CopyFrom, into: CopyInto, guard: Guard)
+    -> Result<Blob, StorageError>;
     /// Replaces metadata or headers.
     async fn change_blob(
         &self,

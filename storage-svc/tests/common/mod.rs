@@ -17,17 +17,24 @@ use kiln_grpc::ServiceAuth;
 use kiln_proto::storage::v1::PutAccountRequest;
 use kiln_proto::storage::v1::storage_admin_service_client::StorageAdminServiceClient;
 use kiln_time::Timestamp;
+use storage_svc::domain::copy_source::CopySources;
 use storage_svc::domain::lease::Lease;
 use storage_svc::domain::model::{BlobKind, BlobProperties, Container, Content, PublicAccess};
 use storage_svc::domain::names::Metadata;
 use storage_svc::domain::query::Query;
 use storage_svc::domain::sas::{self, NewSas};
 use storage_svc::domain::shared_key::{Scheme, SignedRequest, string_forms};
+use storage_svc::service::Remote;
 use storage_svc::store::{Catalogue, Guard, NewBlob, Stamp};
 use storage_svc::{Config, Deps, Listeners};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+/// For a storage without copies from other servers.
+pub fn nowhere() -> Remote {
+    Remote::new(CopySources::parse("none", &[]).unwrap(), Duration::from_secs(5))
+}
 
 /// Puts a blob with this content, of an account of its own.
 pub async fn put_content(catalogue: &dyn Catalogue, content: Content) {
@@ -100,6 +107,11 @@ impl Reply {
 
 impl Service {
     pub async fn start(data_dir: &Path) -> Self {
+        Self::start_with(data_dir, |_| {}).await
+    }
+
+    /// As [`Service::start`], with other settings.
+    pub async fn start_with(data_dir: &Path, change: impl FnOnce(&mut Config)) -> Self {
         let grpc_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let blob_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let blob = blob_listener.local_addr().unwrap();
@@ -109,6 +121,7 @@ impl Service {
         config.collect_interval = Duration::from_millis(20);
         config.garbage_grace = Duration::ZERO;
         config.idle_timeout = Duration::from_secs(5);
+        change(&mut config);
         let deps = Deps { cluster_key: cluster_key.clone(), bus: bus.clone() };
         let shutdown = CancellationToken::new();
         let listeners = Listeners { grpc: grpc_listener.into(), blob: blob_listener.into() };

@@ -92,12 +92,17 @@ pub fn change(
     let (id, mut blob) = writable(c, stamp, container, name, guard)?;
     match change {
         BlobChange::Metadata(metadata) => blob.metadata = metadata,
-        BlobChange::Properties(properties) => blob.properties = properties,
+        BlobChange::Properties(properties) => {
+            blob.properties = properties;
+            // As in Azure: from now on it is not what it was copied from.
+            blob.copy = None;
+        }
     }
     blob.etag.clone_from(&stamp.etag);
     blob.last_modified = stamp.now;
     c.prepare_cached(
-        "UPDATE blobs SET etag = ?2, modified = ?3, properties = ?4, metadata = ?5, lease = ?6 WHERE id = ?1",
+        "UPDATE blobs SET etag = ?2, modified = ?3, properties = ?4, metadata = ?5, lease = ?6, copy = ?7
+         WHERE id = ?1",
     )
     .sql()?
     .execute(params![
@@ -107,6 +112,7 @@ pub fn change(
         rows::to_json(&blob.properties)?,
         rows::to_json(&blob.metadata)?,
         rows::lease_text(&blob.lease)?,
+        rows::copy_text(blob.copy.as_ref())?,
     ])
     .sql()?;
     Ok(blob)

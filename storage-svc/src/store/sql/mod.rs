@@ -2,12 +2,13 @@
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
 //! same name: [`containers`], [`blobs`], [`snapshots`], [`blocks`], [`append`],
-//! [`leases`], [`list`], [`places`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
+//! [`copies`], [`leases`], [`list`], [`places`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
 
 mod append;
 mod blobs;
 mod blocks;
 mod containers;
+mod copies;
 mod leases;
 mod list;
 mod places;
@@ -24,8 +25,8 @@ use kiln_store::{Database, Durability, Migration, StoreConfig, StoreError};
 use kiln_time::Timestamp;
 
 use super::{
-    Appended, BlobChange, BlobEntry, BlobPosition, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, Deletion,
-    Guard, LooseRun, NewBlob, NewBlock, NewPiece, Once, Page, Stamp,
+    Appended, BlobChange, BlobEntry, BlobPosition, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, CopyFrom,
+    CopyInto, Deletion, Guard, LooseRun, NewBlob, NewBlock, NewPiece, Once, Page, Stamp,
 };
 use crate::domain::StorageError;
 use crate::domain::cors::{PropertiesChange, ServiceProperties};
@@ -159,6 +160,16 @@ impl Catalogue for SqlCatalogue {
 
     async fn put_blob(&self, stamp: Stamp, blob: NewBlob, guard: Guard) -> Result<Once<Blob>, StorageError> {
         self.database.write(move |c| blobs::put(c, &stamp, blob, &guard)).await
+    }
+
+    async fn copy_blob(
+        &self,
+        stamp: Stamp,
+        from: CopyFrom,
+        into: CopyInto,
+        guard: Guard,
+    ) -> Result<Blob, StorageError> {
+        self.database.write(move |c| copies::copy(c, &stamp, &from, into, &guard)).await
     }
 
     async fn change_blob(

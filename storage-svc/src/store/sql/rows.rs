@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use crate::domain::StorageError;
 use crate::domain::lease::Lease;
 use crate::domain::model::{
-    Address, Blob, BlobKind, ChosenTier, Container, Content, Extent, ObjectKey, Piece, PublicAccess, SealedBytes,
+    Address, Blob, BlobKind, ChosenTier, Container, Content, CopySource, Extent, ObjectKey, Piece, PublicAccess,
+    SealedBytes,
 };
 use crate::store::{Once, Stamp};
 
@@ -118,6 +119,11 @@ fn lease(text: Option<&str>) -> Outcome<Lease> {
 }
 
 // --- blobs
+
+/// Where a blob was copied from, as it is stored.
+pub fn copy_text(copy: Option<&CopySource>) -> Outcome<Option<String>> {
+    copy.map(to_json).transpose()
+}
 
 /// The last one is the moment of a snapshot.
 pub const BLOB_COLUMNS: &str = "id, name, etag, created, modified, length, properties, metadata, copy, appended, tier, \
@@ -359,7 +365,7 @@ pub fn insert_blob(c: &Connection, container_id: i64, blob: &Blob, content: &Con
                 integer(blob.length),
                 to_json(&blob.properties)?,
                 to_json(&blob.metadata)?,
-                blob.copy.as_ref().map(to_json).transpose()?,
+                copy_text(blob.copy.as_ref())?,
                 lease_text(&blob.lease)?,
                 appended(blob.kind),
                 blob.tier.as_ref().map(to_json).transpose()?,
