@@ -40,6 +40,7 @@ use kiln_grpc::ServiceAuth;
 use kiln_proto::job::v1::job_schedule_service_server::JobScheduleServiceServer;
 use kiln_proto::job::v1::job_service_server::JobServiceServer;
 use kiln_proto::job::v1::work_service_server::WorkServiceServer;
+use kiln_store::pace::Pace;
 use kiln_store::{inbox, outbox};
 use kiln_time::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -130,7 +131,7 @@ pub async fn run(
             tokio::select! {
                 () = database.in_turn(&ends, || ticker.clone().run(ends.clone())) => {}
                 // Of what other replicas did, only that there was something is known.
-                () = database.each_commit_elsewhere(SCHEDULES_PAUSE, || changed.notify_one()) => {}
+                () = database.each_commit_elsewhere(Pace::new(1, SCHEDULES_PAUSE), |_| changed.notify_one()) => {}
             }
         })
     };

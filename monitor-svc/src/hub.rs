@@ -49,11 +49,13 @@ impl Hub {
 }
 
 impl Hub {
-    /// Wakes all watchers.
-    pub fn wake_all(&self) {
-        for sender in self.topics.lock().unwrap_or_else(PoisonError::into_inner).values() {
+    /// Wakes all watchers; gives the number of topics they wait for.
+    pub fn wake_all(&self) -> usize {
+        let topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+        for sender in topics.values() {
             sender.send_replace(());
         }
+        topics.len()
     }
 }
 

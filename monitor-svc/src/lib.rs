@@ -30,13 +30,17 @@ use std::time::Duration;
 use anyhow::Context;
 use kiln_bus::Bus;
 use kiln_proto::monitor::v1::monitor_service_server::MonitorServiceServer;
+use kiln_store::pace::Pace;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, RawConfig};
 
-/// After commits of another replica, watchers look this often at most.
-const WAKE_PAUSE: Duration = Duration::from_millis(50);
+/// After commits of another replica all watchers look: so many times at once, then once in a time
+/// that grows with their topics, so that many of them do not keep the database busy with looking.
+const WAKES: u32 = 8;
+const WAKE_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+const WAKE_EACH: Duration = Duration::from_micros(250);
 
 /// What the service needs from outside.
 #[derive(Debug, Clone)]
@@ -109,7 +113,10 @@ pub async fn run(
         let (hub, stop) = (hub.clone(), stop.clone());
         async move {
             tokio::select! {
-                () = database.each_commit_elsewhere(WAKE_PAUSE, || hub.wake_all()) => {}
+                () = database.each_commit_elsewhere(Pace::new(WAKES, WAKE_PAUSE.0), |pace| {
+                    let topics = u32::try_from(hub.wake_all()).unwrap_or(u32::MAX);
+                    pace.set_every(WAKE_EACH.saturating_mul(topics).clamp(WAKE_PAUSE.0, WAKE_PAUSE.1));
+                }) => {}
                 () = stop.cancelled() => {}
             }
         }

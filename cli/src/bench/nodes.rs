@@ -149,13 +149,8 @@ impl Fleet {
     pub async fn start(inside: &Inside, plan: &Plan) -> Outcome<Self> {
         let seen = Arc::new(Seen::default());
         let fleet = Self { seen: seen.clone(), stop: CancellationToken::new() };
-        let channels = |port: u16| -> Outcome<Vec<Channel>> {
-            let endpoint = format!("http://127.0.0.1:{port}");
-            let channel = |_| kiln_grpc::connect_lazy(&endpoint).map_err(Into::into);
-            (0..plan.nodes.min(CONNECTIONS)).map(channel).collect()
-        };
-        let work = channels(inside.ports.job)?;
-        let control = if plan.heartbeats { channels(inside.ports.pool)? } else { Vec::new() };
+        let work = Arc::new(Channels::default());
+        let control = Channels::default();
         for number in 0..plan.nodes {
             let node = format!("{}-{number}", plan.pool);
             let principal = Principal::Node {
@@ -167,14 +162,17 @@ impl Fleet {
             let auth = TokenAuth::new(principal, inside.cluster_key.clone(), TOKEN_SECONDS);
             let worker = Worker {
                 hello: hello(inside, plan, node),
-                channel: work[number % work.len()].clone(),
+                endpoint: one_of(&inside.job, number)?,
+                channels: work.clone(),
+                number,
                 auth: auth.clone(),
                 seen: seen.clone(),
             };
             spawn(&fleet, worker.run());
-            if let Some(channel) = control.get(number % control.len().max(1)) {
+            if plan.heartbeats {
+                let channel = control.get(&one_of(&inside.pool, number)?, number)?;
                 let offset = HEARTBEAT.mul_f64(number as f64 / plan.nodes as f64);
-                spawn(&fleet, beat(channel.clone(), auth, offset, seen.clone()));
+                spawn(&fleet, beat(channel, auth, offset, seen.clone()));
             }
         }
         let nodes = plan.nodes;
@@ -183,6 +181,28 @@ impl Fleet {
             .context("the simulated nodes were not welcomed in time")??;
         Ok(fleet)
     }
+}
+
+/// Connections that nodes share, by endpoint.
+#[derive(Debug, Default)]
+struct Channels(Mutex<HashMap<String, Vec<Channel>>>);
+
+impl Channels {
+    /// That of a node.
+    fn get(&self, endpoint: &str, node: usize) -> Result<Channel, kiln_error::Error> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = all.entry(endpoint.to_owned()).or_default();
+        let at = node % CONNECTIONS;
+        while of.len() <= at {
+            // It connects when it is used.
+            of.push(kiln_grpc::connect_lazy(endpoint)?);
+        }
+        Ok(of[at].clone())
+    }
+}
+
+fn one_of(urls: &[String], node: usize) -> Outcome<String> {
+    Ok(urls.get(node % urls.len().max(1)).context("the server has no process of this service")?.clone())
 }
 
 fn spawn(fleet: &Fleet, work: impl Future<Output = Result<(), tonic::Status>> + Send + 'static) {
@@ -217,19 +237,32 @@ fn hello(inside: &Inside, plan: &Plan, node: String) -> WorkerHello {
 
 struct Worker {
     hello: WorkerHello,
-    channel: Channel,
+    /// Where job-svc is, until it says that the pool is elsewhere.
+    endpoint: String,
+    channels: Arc<Channels>,
+    number: usize,
     auth: TokenAuth,
     seen: Arc<Seen>,
 }
 
 impl Worker {
-    async fn run(self) -> Result<(), tonic::Status> {
+    async fn run(mut self) -> Result<(), tonic::Status> {
+        while let Some(elsewhere) = self.stream().await? {
+            self.endpoint = elsewhere;
+            self.hello.stream += 1;
+        }
+        Ok(())
+    }
+
+    /// One stream; gives the endpoint of a redirect.
+    async fn stream(&self) -> Result<Option<String>, tonic::Status> {
+        let channel = self.channels.get(&self.endpoint, self.number)?;
         let mut client =
-            WorkServiceClient::with_interceptor(self.channel, self.auth).max_decoding_message_size(MAX_MESSAGE);
+            WorkServiceClient::with_interceptor(channel, self.auth.clone()).max_decoding_message_size(MAX_MESSAGE);
         let (up, receiver) = mpsc::channel(OUTGOING);
         let send = |message| WorkUp { message: Some(message) };
         // Room for one: the channel is new.
-        let _ = up.try_send(send(Up::Hello(self.hello)));
+        let _ = up.try_send(send(Up::Hello(self.hello.clone())));
         let mut down = client.work(ReceiverStream::new(receiver)).await?.into_inner();
         let mut renew = Duration::from_secs(10);
         let mut sequence = 0;
@@ -241,12 +274,12 @@ impl Worker {
                     sequence += 1;
                     due += renew;
                     if up.send(send(Up::LeaseRequest(LeaseRequest { sequence }))).await.is_err() {
-                        return Ok(());
+                        return Ok(None);
                     }
                     continue;
                 }
             };
-            let Some(WorkDown { message }) = message else { return Ok(()) };
+            let Some(WorkDown { message }) = message else { return Ok(None) };
             let answer = match message {
                 Some(Down::Welcome(welcome)) => {
                     if let Some(lease) = welcome.lease.as_ref().and_then(kiln_proto::time::std_duration) {
@@ -266,10 +299,11 @@ impl Worker {
                     self.seen.acks(&acks.attempts);
                     continue;
                 }
+                Some(Down::Redirect(redirect)) => return Ok(Some(redirect.endpoint)),
                 Some(_) | None => continue,
             };
             if up.send(send(Up::Reports(Reports { reports: answer }))).await.is_err() {
-                return Ok(());
+                return Ok(None);
             }
         }
     }

@@ -14,7 +14,7 @@ use kiln_client::Client;
 use super::usage::Usage;
 use crate::connect::{ConnectArgs, Target};
 use crate::failure::{Failure, Outcome};
-use crate::up::deployment::{Deployment, Ports};
+use crate::up::deployment::Deployment;
 use crate::up::running::Running;
 
 const START: Duration = Duration::from_secs(60);
@@ -44,8 +44,10 @@ pub struct Inside {
     pub account: String,
     /// Signs tokens of nodes.
     pub cluster_key: Arc<SecretKey>,
-    /// Where the services listen.
-    pub ports: Ports,
+    /// URLs of job-svc and of pool-svc, of all replicas.
+    pub job: Vec<String>,
+    /// See `job`.
+    pub pool: Vec<String>,
 }
 
 impl Server {
@@ -61,8 +63,10 @@ impl Server {
         let target = connect.require()?;
         let data = connect.data_dir()?;
         let running = Running::find(&data).filter(|running| running.endpoint == target.endpoint);
-        let pid = running.map(|running| running.pid);
-        Ok(Self { target, data: pid.map(|_| data), pid, own: None })
+        let data = running.as_ref().map(|_| data);
+        // Of services that are processes of their own it would be the cost of what starts them.
+        let pid = running.filter(|running| running.processes.is_empty()).map(|running| running.pid);
+        Ok(Self { target, data, pid, own: None })
     }
 
     /// Whether each round can have a new server.
@@ -123,9 +127,18 @@ impl Server {
             ));
         };
         let deployment = Deployment::read(data)?.context("there is no deployment.json")?;
+        let processes = Running::find(data).context("the server has ended")?.processes;
+        let urls = |service: &str, port: u16| -> Vec<String> {
+            if processes.is_empty() {
+                return vec![crate::up::local(port)];
+            }
+            let of = processes.iter().filter(|process| process.service == service);
+            of.map(|process| crate::up::local(process.port)).collect()
+        };
         Ok(Inside {
             cluster_key: Arc::new(deployment.cluster_key()?),
-            ports: deployment.ports,
+            job: urls("job-svc", deployment.ports.job),
+            pool: urls("pool-svc", deployment.ports.pool),
             account: deployment.account,
         })
     }

@@ -149,7 +149,7 @@ fn own_program() -> Outcome<String> {
 }
 
 /// URL of a port of this machine.
-fn local(port: u16) -> String {
+pub(crate) fn local(port: u16) -> String {
     format!("http://127.0.0.1:{port}")
 }
 

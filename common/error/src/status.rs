@@ -122,7 +122,10 @@ impl From<Status> for Error {
         let details = status.get_error_details();
         let info = details.error_info();
         let marker = info.and_then(|info| info.metadata.get(KIND_KEY)).map(String::as_str);
-        let kind = Kind::from_code(status.code(), marker);
+        // What has a source came from here and not from the other side: the connection was closed
+        // before the call had left, and nobody has cancelled it.
+        let closed = status.code() == Code::Cancelled && std::error::Error::source(&status).is_some();
+        let kind = if closed { Kind::Unavailable } else { Kind::from_code(status.code(), marker) };
         let reason = match info {
             Some(info) => Cow::Owned(info.reason.clone()),
             None => Cow::Borrowed(default_reason(kind)),
@@ -186,6 +189,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_call_whose_connection_was_closed_before_it_left_may_be_repeated() {
+        let mut status = Status::cancelled("operation was canceled");
+        assert_eq!(Error::from(status.clone()).kind(), Kind::Cancelled);
+        status.set_source(std::sync::Arc::new(std::io::Error::other("connection closed")));
+        let error = Error::from(status);
+        assert_eq!((error.kind(), error.reason()), (Kind::Unavailable, "ServerBusy"));
+        assert!(error.to_string().contains("connection closed"), "{error}");
+    }
 
     #[test]
     fn every_kind_survives_the_wire() {

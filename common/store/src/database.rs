@@ -19,6 +19,7 @@ use crate::checkpoint::Checkpoints;
 use crate::config::StoreConfig;
 use crate::error::StoreError;
 use crate::migration::Migration;
+use crate::pace::Pace;
 use crate::postgres::{self, PostgresConfig, session};
 use crate::sql::{Connection, Engine};
 use crate::sqlite;
@@ -241,17 +242,25 @@ impl Database {
         }
     }
 
-    /// Calls `then` now and after commits of other replicas, each time after a pause at
-    /// least, and at least every second: one may go unheard. Never ends; does nothing if
-    /// there can be no others.
-    pub async fn each_commit_elsewhere(&self, pause: Duration, then: impl Fn()) {
+    /// Completes after the next commit of another replica; see [`committed`](Self::committed).
+    pub fn committed_elsewhere(&self) -> impl Future<Output = ()> + '_ {
+        self.inner.committed_elsewhere.notified()
+    }
+
+    /// Calls `then` now and after commits of other replicas, as often as `pace` allows (`then` may
+    /// change that), and at least every second: one may go unheard. Never ends; does nothing if there can be
+    /// no others.
+    pub async fn each_commit_elsewhere(&self, mut pace: Pace, then: impl Fn(&mut Pace)) {
         if !self.is_shared() {
             return std::future::pending().await;
         }
         loop {
             let committed = self.inner.committed_elsewhere.notified();
-            then();
-            tokio::join!(tokio::time::timeout(UNHEARD, committed), tokio::time::sleep(pause)).0.ok();
+            pace.done();
+            then(&mut pace);
+            // Unheard or heard: it is looked again.
+            let _ = tokio::time::timeout(UNHEARD, committed).await;
+            tokio::time::sleep_until(pace.next()).await;
         }
     }
 

@@ -7,6 +7,7 @@
 //! - [`outbox`]: events that are committed with the change they announce, and
 //!   the relay that publishes them;
 //! - [`inbox`]: events of other services, handed over until they are dealt with;
+//! - [`pace`]: how often a loop may look or tell;
 //! - [`requests`]: answers by request id, so that a repeated call is safe.
 //!
 //! Domain code does not see these types: each service has a store trait in its
@@ -20,6 +21,7 @@ pub mod error;
 pub mod inbox;
 pub mod migration;
 pub mod outbox;
+pub mod pace;
 pub mod postgres;
 pub mod requests;
 pub mod sql;

@@ -141,6 +141,15 @@ impl Api {
         }
     }
 
+    /// What a command is refused with, unless the same request was carried out since its answer was
+    /// looked for: its caller had no answer in time and asks again while the first is still at work.
+    async fn unless_done(&self, account: &AccountName, key: &Request, refused: kiln_error::Error) -> Answer<()> {
+        match self.store.answer(account, key).await? {
+            Some(_) => Ok(()),
+            None => Err(refused),
+        }
+    }
+
     pub(super) async fn terminate_task(
         &self,
         account: AccountName,
@@ -152,17 +161,28 @@ impl Api {
         }
         let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
-            let (job, task) = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await?;
-            if task.task.state.phase() == Phase::Completed {
-                return Err(Error::TaskCompleted.into());
-            }
+            let found = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await;
+            let (job, task) = match found {
+                Ok((_, task)) if task.task.state.phase() == Phase::Completed => {
+                    self.unless_done(&account, &key, Error::TaskCompleted.into()).await?;
+                    return Ok(wire::TerminateTaskResponse {});
+                }
+                Ok(found) => found,
+                Err(refused) => {
+                    self.unless_done(&account, &key, refused.into()).await?;
+                    return Ok(wire::TerminateTaskResponse {});
+                }
+            };
             if task.task.state.phase() == Phase::Active {
                 // In a job that is over it stays as it is for ever.
                 job.life.state.check_add()?;
             }
             match self.command(&job, &task, &key, Note::Terminate).await? {
                 Ok(()) => return Ok(wire::TerminateTaskResponse {}),
-                Err(Refused::Completed) => return Err(Error::TaskCompleted.into()),
+                Err(Refused::Completed) => {
+                    self.unless_done(&account, &key, Error::TaskCompleted.into()).await?;
+                    return Ok(wire::TerminateTaskResponse {});
+                }
                 // The scheduler hears of it in a moment, or it ended just now.
                 Err(Refused::Unknown) => tokio::time::sleep(Duration::from_millis(5)).await,
             }
@@ -181,7 +201,14 @@ impl Api {
         }
         let condition = conditions(request.precondition.as_ref());
         for _ in 0..TRIES {
-            let (job, task) = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await?;
+            let found = self.find_to_end(&account, &request.job_id, &request.task_id, &condition).await;
+            let (job, task) = match found {
+                Ok(found) => found,
+                Err(refused) => {
+                    self.unless_done(&account, &key, refused.into()).await?;
+                    return Ok(wire::DeleteTaskResponse {});
+                }
+            };
             // The scheduler first: a completed task may have a process that is
             // still being stopped.
             match self.command(&job, &task, &key, Note::Delete).await? {

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kiln_ids::{AccountName, PoolId};
+use kiln_store::pace::Pace;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -28,10 +29,11 @@ use crate::store::leases::{ChangeRow, Claim, Fence, LeaseStore, Owner, PoolKey, 
 const INBOX: usize = 4096;
 /// Leases are renewed this often while they go on.
 const RENEWALS: u32 = 3;
-/// Changes of other replicas that are read at once, and how often they are looked
-/// for at most, and at least.
+/// Changes of other replicas that are read at once, how often they are looked for at
+/// most (so many times at once, then one in each of these times), and at least.
 const CHANGES: u32 = 500;
-const FOLLOW: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+const FOLLOW: (u32, Duration) = (8, Duration::from_millis(5));
+const UNHEARD: Duration = Duration::from_secs(1);
 /// A lease is given back within this time, or runs out.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -307,13 +309,16 @@ impl Registry {
     /// Tells the actors here what was changed through other replicas after the
     /// change `after`, until `shutdown`.
     pub async fn follow(&self, mut after: u64, shutdown: CancellationToken) {
+        let mut pace = Pace::new(FOLLOW.0, FOLLOW.1);
         loop {
-            let committed = self.leases.committed();
+            // Before the look, so that nothing falls between look and wait.
+            let committed = self.leases.committed_elsewhere();
+            pace.done();
             let changes = tokio::select! {
                 changes = self.leases.changes(after, CHANGES) => changes,
                 () = shutdown.cancelled() => return,
             };
-            let pause = match changes {
+            match changes {
                 Ok(changes) if !changes.is_empty() => {
                     for row in changes {
                         after = row.id;
@@ -321,15 +326,19 @@ impl Registry {
                     }
                     continue;
                 }
-                Ok(_) => FOLLOW.0,
+                Ok(_) => {}
                 Err(error) => {
                     tracing::warn!(%error, "changes made through other replicas could not be read; trying again");
-                    FOLLOW.1
+                    pace.wait(UNHEARD);
                 }
-            };
+            }
             tokio::select! {
-                () = async { tokio::join!(committed, tokio::time::sleep(pause)); } => {}
-                () = tokio::time::sleep(FOLLOW.1) => {}
+                () = committed => {}
+                () = tokio::time::sleep(UNHEARD) => {}
+                () = shutdown.cancelled() => return,
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(pace.next()) => {}
                 () = shutdown.cancelled() => return,
             }
         }

@@ -162,6 +162,6 @@ pub trait LeaseStore: fmt::Debug + Send + Sync + 'static {
     async fn changes(&self, after: u64, limit: u32) -> Result<Vec<ChangeRow>, Error>;
     /// Forgets old changes, and leases and replicas that are long over.
     async fn forget_leases(&self) -> Result<usize, Error>;
-    /// Completes after the next commit from now on, also of another replica.
-    fn committed(&self) -> BoxFuture<'_, ()>;
+    /// Completes after the next commit of another replica from now on; one may go unheard.
+    fn committed_elsewhere(&self) -> BoxFuture<'_, ()>;
 }

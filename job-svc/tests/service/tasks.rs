@@ -148,6 +148,41 @@ async fn a_running_task_is_deleted_when_its_process_has_ended() {
 }
 
 #[tokio::test]
+async fn a_deletion_that_is_asked_for_again_while_it_is_carried_out_succeeds_each_time() {
+    let service = Service::start().await;
+    let client = service.client();
+    client.create_job("j1", JobSpec::default()).await;
+    client.add("j1", spec("t")).await;
+    let mut agent = service.agent("n1", 1).await;
+    let key = agent.assignments().await[0].key.clone().unwrap();
+    let asked = DeleteTaskRequest { request_id: "the same".into(), ..delete("t") };
+    let first = {
+        let (client, asked) = (client.clone(), asked.clone());
+        kiln_telemetry::spawn(async move { call!(client, delete_task, asked) })
+    };
+    assert_eq!(agent.stops().await, std::slice::from_ref(&key));
+    // They come before, while and after it is done: as long as the first has no answer, and once more.
+    let again = kiln_telemetry::spawn(async move {
+        let mut calls = Vec::new();
+        loop {
+            let over = first.is_finished();
+            let (client, asked) = (client.clone(), asked.clone());
+            calls.push(kiln_telemetry::spawn(async move { call!(client, delete_task, asked) }));
+            if over || calls.len() == 200 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        first.await.unwrap().unwrap();
+        for call in calls {
+            call.await.unwrap().unwrap();
+        }
+    });
+    agent.stopped(&key).await;
+    again.await.unwrap();
+}
+
+#[tokio::test]
 async fn constraints_can_be_replaced_and_the_etag_stays_through_states() {
     let service = Service::start().await;
     let client = service.client();

@@ -33,7 +33,11 @@ pub struct Options {
     pub database_url: Option<String>,
     /// Of job-svc.
     pub lease: Option<Duration>,
-    /// Ports of the deployment's host under which agents are told to find pool-svc and job-svc.
+    /// Processes of each service, the further ones on loopback addresses of their own; 0 is one. Several need PostgreSQL.
+    pub replicas: usize,
+    /// How long a replica of job-svc may be silent before another takes its pools.
+    pub pool_lease: Option<Duration>,
+    /// Ports of a replica's host under which agents are told to find pool-svc and job-svc.
     pub agents_through: Option<(u16, u16)>,
     /// Where agents write down what they run.
     pub record: Option<PathBuf>,
@@ -41,6 +45,21 @@ pub struct Options {
     pub postgres: bool,
     /// TLS everywhere, with certificates of `kiln certs`.
     pub tls: bool,
+}
+
+/// Ports of pool-svc and job-svc.
+const AGENTS: (u16, u16) = (7462, 7463);
+
+/// Most replicas: each has the next 64 second numbers of a loopback address.
+pub const MOST_REPLICAS: usize = 3;
+
+/// A process of a service.
+#[derive(Debug)]
+struct Process {
+    service: &'static str,
+    /// Counted from 0.
+    replica: usize,
+    child: Child,
 }
 
 /// Who has a certificate of a service beside the services: `kiln account`, and the test itself.
@@ -59,7 +78,7 @@ pub struct Deployment {
     account_key: String,
     /// Where `kiln certs` has put certificates, if there are any.
     certificates: Option<PathBuf>,
-    services: Vec<(&'static str, Child)>,
+    services: Vec<Process>,
     /// The schemas, which go when the processes are gone.
     stores: Vec<(&'static str, TestStore)>,
 }
@@ -74,6 +93,13 @@ impl Deployment {
     pub fn free_host() -> String {
         let number = std::process::id();
         format!("127.{}.{}.{}", 64 + (number >> 16 & 63), number >> 8 & 255, 1 + (number & 127))
+    }
+
+    /// The address of a replica, if the first has `host`.
+    pub fn host_of(host: &str, replica: usize) -> String {
+        let address: std::net::Ipv4Addr = host.parse().unwrap();
+        let [a, b, c, d] = address.octets();
+        std::net::Ipv4Addr::new(a, b + 64 * u8::try_from(replica).unwrap(), c, d).to_string()
     }
 
     /// As [`Deployment::start`], on a loopback address and with other settings.
@@ -96,11 +122,15 @@ impl Deployment {
             for name in SERVICES.into_iter().chain(OTHERS) {
                 deployment.certs(&["issue", "service", "--name", name]).await;
             }
-            deployment.certs(&["issue", "gateway", "--host", host]).await;
+            let hosts: Vec<String> = (0..deployment.replicas()).map(|replica| Self::host_of(host, replica)).collect();
+            let mut arguments = vec!["issue", "gateway"];
+            arguments.extend(hosts.iter().flat_map(|host| ["--host", host]));
+            deployment.certs(&arguments).await;
         }
         for service in SERVICES {
-            let child = deployment.spawn(service);
-            deployment.services.push((service, child));
+            for replica in 0..deployment.replicas() {
+                deployment.start_again(service, replica);
+            }
         }
         deployment.until_ready().await;
         deployment.make_account().await;
@@ -109,7 +139,7 @@ impl Deployment {
 
     /// A gRPC client of the account.
     pub fn client(&self) -> Client {
-        let url = self.url(7450);
+        let url = self.urls(7450);
         match self.certificate("ca.crt") {
             Some(authority) => Client::connect_trusting(&url, ACCOUNT, &self.account_key, &authority).unwrap(),
             None => Client::connect(&url, ACCOUNT, &self.account_key).unwrap(),
@@ -151,41 +181,63 @@ impl Deployment {
         self.dir.path()
     }
 
-    /// Kills one service with -9 and starts it again on the same data.
+    /// Processes of each service.
+    pub fn replicas(&self) -> usize {
+        self.options.replicas.clamp(1, MOST_REPLICAS)
+    }
+
+    /// Kills the first replica of a service with -9 and starts it again on the same data.
     pub async fn kill_9_and_restart(&mut self, service: &'static str) {
-        self.kill_9(service).await;
-        self.start_again(service);
+        self.kill_9(service, 0).await;
+        self.start_again(service, 0);
         self.until_ready().await;
     }
 
-    /// Kills one service with -9.
-    pub async fn kill_9(&mut self, service: &'static str) {
-        let at = self.services.iter().position(|(name, _)| *name == service).expect("it was started");
-        let (_, mut child) = self.services.remove(at);
-        child.start_kill().unwrap();
-        child.wait().await.unwrap();
+    /// Kills one process with -9.
+    pub async fn kill_9(&mut self, service: &'static str, replica: usize) {
+        let is = |process: &Process| (process.service, process.replica) == (service, replica);
+        let at = self.services.iter().position(is).expect("it was started");
+        let mut process = self.services.remove(at);
+        process.child.start_kill().unwrap();
+        process.child.wait().await.unwrap();
     }
 
-    /// Starts a service on its data; it must have ended.
-    pub fn start_again(&mut self, service: &'static str) {
-        let child = self.spawn(service);
-        self.services.push((service, child));
+    /// Starts a process on its data; it must have ended.
+    pub fn start_again(&mut self, service: &'static str, replica: usize) {
+        let child = self.spawn(service, replica);
+        self.services.push(Process { service, replica, child });
     }
 
-    /// Services that have ended by themselves, with the end of their logs.
-    pub fn ended(&mut self) -> Vec<(&'static str, String)> {
+    /// Processes that have ended by themselves, with the end of their logs.
+    pub fn ended(&mut self) -> Vec<(&'static str, usize, String)> {
         let dir = self.dir.path();
-        let gone = self.services.iter_mut().filter_map(|(service, child)| {
+        let gone = self.services.iter_mut().filter_map(|Process { service, replica, child }| {
             let status = child.try_wait().unwrap()?;
-            Some((*service, format!("{status}\n{}", log_tail(dir, service))))
+            Some((*service, *replica, format!("{status}\n{}", log_tail(dir, service, *replica))))
         });
         gone.collect()
     }
 
-    /// The process of a service.
-    pub fn pid(&self, service: &str) -> Option<Pid> {
-        let (_, child) = self.services.iter().find(|(name, _)| *name == service)?;
-        Some(Pid::from_raw(child.id()?.cast_signed()))
+    /// A process of a service.
+    pub fn pid(&self, service: &str, replica: usize) -> Option<Pid> {
+        let process = self.services.iter().find(|one| (one.service, one.replica) == (service, replica))?;
+        Some(Pid::from_raw(process.child.id()?.cast_signed()))
+    }
+
+    /// The replica of job-svc that says to be at `endpoint`.
+    pub fn replica_at(&self, endpoint: &str) -> Option<usize> {
+        let (_, work) = self.options.agents_through.unwrap_or(AGENTS);
+        (0..self.replicas()).find(|replica| self.url_of(work, *replica) == endpoint)
+    }
+
+    /// What a process has told so far.
+    pub fn log(&self, service: &str, replica: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(file(service, replica, "log"))).unwrap_or_default()
+    }
+
+    /// Directory of a process for its data.
+    pub fn data(&self, service: &str, replica: usize) -> PathBuf {
+        self.dir.path().join(file(service, replica, "data"))
     }
 
     /// Processes of the agents, by node.
@@ -196,11 +248,13 @@ impl Deployment {
     /// Asks every process to end, and checks that each does so in order.
     pub async fn stop(mut self) {
         // Front to back, as an operator would.
-        for (service, mut child) in self.services.drain(..).rev() {
+        let place = |process: &Process| SERVICES.iter().position(|name| *name == process.service);
+        self.services.sort_by_key(place);
+        for Process { service, replica, mut child } in self.services.drain(..).rev() {
             let pid = child.id().expect("it runs");
             kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
             let status = tokio::time::timeout(LONG, child.wait()).await.expect("it ends").unwrap();
-            assert!(status.success(), "{service} ended with {status}\n{}", log_tail(self.dir.path(), service));
+            assert!(status.success(), "{service} ended with {status}\n{}", log_tail(self.dir.path(), service, replica));
         }
         remove_queues(&self.amqp_url(), &self.prefix).await;
     }
@@ -211,18 +265,34 @@ impl Deployment {
 
     /// A port of one of the services.
     pub fn url(&self, port: u16) -> String {
+        self.url_of(port, 0)
+    }
+
+    /// A port of a replica.
+    pub fn url_of(&self, port: u16, replica: usize) -> String {
         let scheme = if self.certificates.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}:{port}", self.host)
+        format!("{scheme}://{}:{port}", Self::host_of(&self.host, replica))
+    }
+
+    /// A port of all replicas, with commas.
+    fn urls(&self, port: u16) -> String {
+        (0..self.replicas()).map(|replica| self.url_of(port, replica)).collect::<Vec<_>>().join(",")
     }
 
     /// HTTP that trusts the deployment's authority and finds services by their names.
     pub fn http(&self) -> reqwest::Client {
+        self.http_to(0)
+    }
+
+    /// The same with the names of one replica's services.
+    fn http_to(&self, replica: usize) -> reqwest::Client {
+        let host = Self::host_of(&self.host, replica);
         let mut builder = reqwest::Client::builder().no_proxy();
         if let Some(authority) = self.certificate("ca.crt") {
             let pem = std::fs::read(authority).unwrap();
             builder = builder.tls_certs_merge([reqwest::Certificate::from_pem(&pem).unwrap()]);
             for name in SERVICES {
-                builder = builder.resolve(name, SocketAddr::new(self.host.parse().unwrap(), 0));
+                builder = builder.resolve(name, SocketAddr::new(host.parse().unwrap(), 0));
             }
         }
         builder.build().unwrap()
@@ -244,11 +314,11 @@ impl Deployment {
         text
     }
 
-    fn spawn(&self, service: &'static str) -> Child {
+    fn spawn(&self, service: &'static str, replica: usize) -> Child {
         let dir = self.dir.path();
-        let config = dir.join(format!("{service}.toml"));
-        std::fs::write(&config, self.settings(service)).unwrap();
-        let log = File::options().create(true).append(true).open(dir.join(format!("{service}.log"))).unwrap();
+        let config = dir.join(file(service, replica, "toml"));
+        std::fs::write(&config, self.settings(service, replica)).unwrap();
+        let log = File::options().create(true).append(true).open(dir.join(file(service, replica, "log"))).unwrap();
         programs::command(&programs::service(service))
             .arg("--config")
             .arg(&config)
@@ -261,9 +331,9 @@ impl Deployment {
     }
 
     /// The settings of one service, with the keys of `deploy/config/<service>.toml`.
-    fn settings(&self, service: &str) -> String {
+    fn settings(&self, service: &str, replica: usize) -> String {
         let path = |name: &str| -> PathBuf { self.dir.path().join(name) };
-        let (key, data) = (self.cluster_key.to_base64(), path(&format!("data-{service}")));
+        let (key, data) = (self.cluster_key.to_base64(), self.data(service, replica));
         std::fs::create_dir_all(&data).unwrap();
         let store = self.stores.iter().find(|(of, _)| *of == service).map(|(_, store)| {
             let schema = store.postgres_config().schema();
@@ -271,20 +341,24 @@ impl Deployment {
         });
         let other = || self.options.database_url.as_ref().map(|url| format!("database_url = {url:?}\n"));
         let more = store.or_else(other).unwrap_or_default() + &self.tls_settings(service);
-        let common = |port: u16| {
-            format!("listen = \"{}:{port}\"\ndata_dir = {data:?}\ncluster_key = {key:?}\n{more}", self.host)
-        };
+        let host = Self::host_of(&self.host, replica);
+        let common =
+            |port: u16| format!("listen = \"{host}:{port}\"\ndata_dir = {data:?}\ncluster_key = {key:?}\n{more}");
         let bus = format!("amqp_url = {:?}\namqp_prefix = {:?}\n", self.amqp_url(), self.prefix);
-        let (control, work) = self.options.agents_through.unwrap_or((7462, 7463));
+        let (control, work) = self.options.agents_through.unwrap_or(AGENTS);
         let blobs = format!("public_blob_endpoint = {:?}\n", self.url(7451));
         match service {
-            "storage-svc" => format!("{}{bus}{blobs}blob_listen = \"{}:7451\"\n", common(7461), self.host),
+            "storage-svc" => {
+                let objects = self.dir.path().join("objects");
+                let objects = if self.replicas() > 1 { format!("objects_dir = {objects:?}\n") } else { String::new() };
+                format!("{}{bus}{blobs}{objects}blob_listen = \"{host}:7451\"\n", common(7461))
+            }
             "pool-svc" => format!(
                 "{}{bus}{blobs}control_endpoint = {:?}\nwork_endpoint = {:?}\nbatch_endpoint = {:?}\n\
                  stop_nodes_on_shutdown = true\n[local]\nnodes_dir = {:?}\nagent_command = [{:?}, \"agent\"]\n",
                 common(7462),
-                self.url(control),
-                self.url(work),
+                self.urls(control),
+                self.urls(work),
                 self.url(7450),
                 path("nodes"),
                 programs::kiln(),
@@ -293,43 +367,52 @@ impl Deployment {
                 let lease = self.options.lease.map(|lease| {
                     format!("lease_ms = {}\nlease_margin_ms = {}\n", lease.as_millis(), lease.as_millis() / 4)
                 });
-                format!("{}{bus}{}", common(7463), lease.unwrap_or_default())
+                let more = [
+                    lease,
+                    self.options.pool_lease.map(|lease| format!("pool_lease_ms = {}\n", lease.as_millis())),
+                    (self.replicas() > 1).then(|| format!("advertised_endpoint = {:?}\n", self.url_of(work, replica))),
+                ];
+                format!("{}{bus}{}", common(7463), more.into_iter().flatten().collect::<String>())
             }
             "monitor-svc" => format!("{}{bus}", common(7464)),
             "gateway" => format!(
                 "{}{blobs}storage_endpoint = {:?}\npool_endpoint = {:?}\njob_endpoint = {:?}\nmonitor_endpoint = {:?}\n\
                  batch_endpoint = {:?}\n",
                 common(7450),
-                self.url(7461),
-                self.url(7462),
-                self.url(7463),
-                self.url(7464),
+                self.urls(7461),
+                self.urls(7462),
+                self.urls(7463),
+                self.urls(7464),
                 self.url(7450),
             ),
             other => panic!("there is no service {other}"),
         }
     }
 
-    /// Waits until every service can take work.
+    /// Waits until every process can take work.
     pub async fn until_ready(&mut self) {
-        let mut urls: Vec<_> = [7450, 7461, 7462, 7463, 7464].map(|port| format!("{}/readyz", self.url(port))).into();
-        if self.certificates.is_some() {
-            // Certificates of services are for their names, not for this host.
-            let named = ["storage-svc", "pool-svc", "job-svc", "monitor-svc"];
-            for (url, (port, name)) in urls.iter_mut().skip(1).zip((7461..).zip(named)) {
-                *url = format!("https://{name}:{port}/readyz");
+        let mut asked = Vec::new();
+        for replica in 0..self.replicas() {
+            let http = self.http_to(replica);
+            let ports = [("gateway", 7450), ("storage-svc", 7461), ("pool-svc", 7462), ("job-svc", 7463)];
+            for (service, port) in ports.into_iter().chain([("monitor-svc", 7464)]) {
+                let mut url = format!("{}/readyz", self.url_of(port, replica));
+                if self.certificates.is_some() && service != "gateway" {
+                    // Certificates of services are for their names, not for this host.
+                    url = format!("https://{service}:{port}/readyz");
+                }
+                asked.push((http.clone(), url));
             }
         }
-        let http = self.http();
         let dir = self.dir.path();
         let services = &mut self.services;
         until("all services are ready", Duration::from_secs(60), async || {
-            for (service, child) in services.iter_mut() {
+            for Process { service, replica, child } in services.iter_mut() {
                 if let Some(status) = child.try_wait().unwrap() {
-                    panic!("{service} ended with {status}\n{}", log_tail(dir, service));
+                    panic!("{service} ended with {status}\n{}", log_tail(dir, service, *replica));
                 }
             }
-            for url in &urls {
+            for (http, url) in &asked {
                 http.get(url).send().await.ok()?.error_for_status().ok()?;
             }
             Some(())
@@ -366,8 +449,9 @@ impl Deployment {
 impl Drop for Deployment {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for (service, _) in &self.services {
-                eprintln!("--- end of the log of {service}\n{}", log_tail(self.dir.path(), service));
+            for Process { service, replica, .. } in &self.services {
+                let log = log_tail(self.dir.path(), service, *replica);
+                eprintln!("--- end of the log of {service}, replica {replica}\n{log}");
             }
         }
         self.services.clear();
@@ -391,8 +475,16 @@ pub fn amqp_url() -> String {
     std::env::var("KILN_TEST_AMQP_URL").unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned())
 }
 
-fn log_tail(dir: &Path, service: &str) -> String {
-    let log = std::fs::read_to_string(dir.join(format!("{service}.log"))).unwrap_or_default();
+/// Name of a process's file or directory.
+fn file(service: &str, replica: usize, ending: &str) -> String {
+    match replica {
+        0 => format!("{service}.{ending}"),
+        other => format!("{service}-{other}.{ending}"),
+    }
+}
+
+fn log_tail(dir: &Path, service: &str, replica: usize) -> String {
+    let log = std::fs::read_to_string(dir.join(file(service, replica, "log"))).unwrap_or_default();
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(20)..].join("\n")
 }

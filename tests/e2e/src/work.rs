@@ -32,7 +32,14 @@ pub async fn pool(client: &Client, id: &str, nodes: i32, slots: i32) {
         ..Default::default()
     };
     let request = CreatePoolRequest { request_id: request_id(), id: id.to_owned(), spec: Some(spec) };
-    client.pools().create_pool(request).await.unwrap();
+    // Of several replicas of pool-svc one serves; until it does, the others say so.
+    until("the pool is made", Duration::from_secs(60), async || {
+        match client.pools().create_pool(request.clone()).await {
+            Err(status) if status.code() == tonic::Code::Unavailable => None,
+            answer => Some(answer.unwrap()),
+        }
+    })
+    .await;
     until("the nodes are idle", Duration::from_secs(60), async || {
         let found = self::nodes(client, id).await;
         let idle = found.iter().filter(|node| node.state() == NodeState::Idle).count();

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::{self, StreamExt};
@@ -28,6 +29,11 @@ pub(super) async fn connect(config: &PostgresConfig) -> Result<(Client, Driver),
     Ok((client, driver))
 }
 
+/// A process that stands still in the middle of a transaction keeps all others from writing.
+/// The server undoes its transaction after this time: less than a lease of job-svc, so that
+/// those of other replicas are renewed in time.
+const STANDSTILL: Duration = Duration::from_millis(1500);
+
 fn settings_of(config: &PostgresConfig) -> String {
     let PostgresConfig { schema, statement_timeout, lock_timeout, .. } = config;
     // SQLite knows only nested loops over indexes, and the statements of the
@@ -37,12 +43,13 @@ fn settings_of(config: &PostgresConfig) -> String {
         "SET search_path = \"{schema}\";
          SET statement_timeout = {};
          SET lock_timeout = {};
-         SET idle_in_transaction_session_timeout = 60000;
+         SET idle_in_transaction_session_timeout = {};
          SET synchronous_commit = on;
          SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off;
          SET client_min_messages = warning",
         statement_timeout.as_millis(),
-        lock_timeout.as_millis()
+        lock_timeout.as_millis(),
+        STANDSTILL.as_millis()
     )
 }
 

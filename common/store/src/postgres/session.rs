@@ -20,15 +20,20 @@ use super::config::PostgresConfig;
 use super::connect::{Driver, connect, drive};
 use super::lock_number;
 use super::wire::Read;
+use crate::pace::Pace;
 use crate::sql::Error;
 
 /// First and longest pause before connecting again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Commits are told at most this often; the last of several is always told.
-const TELL: Duration = Duration::from_millis(10);
+/// Commits are told at most so many at once, then one in each of these times; the last of several is always told.
+const TELL: (u32, Duration) = (8, Duration::from_millis(5));
 /// A turn that another has is asked for this often; the server is asked whether
 /// it is still there, too.
 const LOOK: Duration = Duration::from_secs(1);
+/// The server ends the connection of a process that is silent for so long, though nothing
+/// of the network says that it is gone (it stands still): so its turn ends, too. Well above
+/// [`LOOK`], which is how often we speak.
+const SILENCE: Duration = Duration::from_secs(5);
 /// The server must answer within this time.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -173,6 +178,7 @@ async fn one(
     let mut link = Link { client, driver: Some(driver), id: 0, committed };
     let id = link.ask("SELECT pg_backend_pid()").await?;
     link.id = id.and_then(|id| i32::try_from(id).ok()).unwrap_or_default();
+    link.ask(&format!("SET idle_session_timeout = {}", SILENCE.as_millis())).await?;
     // The channel is named after the schema, which needs no quotes.
     let tell = format!("NOTIFY kiln_{}", config.schema);
     link.ask(&format!("LISTEN kiln_{}", config.schema)).await?;
@@ -185,7 +191,7 @@ async fn one(
     );
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = Instant::now() - TELL;
+    let mut pace = Pace::new(TELL.0, TELL.1);
     let mut untold = false;
     let mut mine = false;
     loop {
@@ -199,10 +205,10 @@ async fn one(
                 None => link.driver = None,
             },
             () = shared.ours.notified(), if !untold => untold = true,
-            () = tokio::time::sleep_until(told + TELL), if untold => {
+            () = tokio::time::sleep_until(pace.next()), if untold => {
                 untold = false;
+                pace.done();
                 link.ask(&tell).await?;
-                told = Instant::now();
             }
             _ = look.tick() => {
                 link.ask("SELECT 1").await?;

@@ -201,6 +201,30 @@ async fn two_processes_write_at_once_and_neither_loses_the_others_changes() {
 }
 
 #[tokio::test]
+async fn a_writer_that_stands_still_keeps_nobody_from_writing_and_its_write_is_undone() {
+    let store = TestStore::postgres();
+    let (one, two) = tokio::join!(open(&store), open(&store));
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let (inside, begun) = tokio::sync::oneshot::channel();
+    let still = kiln_telemetry::spawn(async move {
+        one.write::<_, StoreError, _>(move |c| {
+            insert(c, 1)?;
+            let _ = inside.send(());
+            let _ = wait.recv();
+            insert(c, 2)
+        })
+        .await
+    });
+    begun.await.unwrap();
+    // Waits for the lock that the other holds, and gets it.
+    write(&two, 3).await.unwrap();
+    go_on.send(()).unwrap();
+    let undone = still.await.unwrap();
+    assert!(matches!(undone, Err(StoreError::Unavailable(_))), "{undone:?}");
+    assert_eq!(count(&two).await, 1);
+}
+
+#[tokio::test]
 async fn commits_of_another_process_are_heard_of() {
     let store = TestStore::postgres();
     let (one, two) = tokio::join!(open(&store), open(&store));

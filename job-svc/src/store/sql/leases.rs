@@ -205,7 +205,7 @@ impl LeaseStore for SqlStore {
         self.database.write(move |connection| Ok(forget(connection, &me)?)).await
     }
 
-    fn committed(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.database.committed())
+    fn committed_elsewhere(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.database.committed_elsewhere())
     }
 }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use kiln_e2e::chaos::{Outcome, Plan, run};
+use kiln_e2e::chaos::{Outcome, Plan, run, takeover};
+use kiln_e2e::processes::MOST_REPLICAS;
 
 /// Brings up the services as processes of their own, makes them work while things are killed around them, and checks what
 /// all who saw it tell
@@ -21,9 +22,24 @@ struct Arguments {
     /// What is done, and when, follows from it; default: another one each time
     #[arg(long)]
     seed: Option<u64>,
-    /// Nodes, with four slots each
+    /// First every harm there is, in turn: each process of each service, and what they stand on
+    #[arg(long)]
+    drill: bool,
+    /// Instead: how long a pool stands still when the replica that schedules it is killed, so many times
+    #[arg(long, value_name = "TIMES", num_args = 0..=1, default_missing_value = "20")]
+    takeover: Option<usize>,
+    /// Processes of each service; default: 2 with PostgreSQL, else 1
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=MOST_REPLICAS as i64))]
+    replicas: Option<u16>,
+    /// TLS between all of them
+    #[arg(long)]
+    tls: bool,
+    /// Nodes
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     nodes: u16,
+    /// Slots of each node
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..))]
+    slots: i32,
     /// How long the work may take after the last harm
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     patience: u64,
@@ -55,16 +71,36 @@ enum Form {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let postgres = arguments.stores == Stores::Postgres || arguments.takeover.is_some();
+    let replicas = arguments.replicas.map_or(if postgres { 2 } else { 1 }, usize::from);
+    if replicas > 1 && !postgres {
+        eprintln!("several replicas share a database: give --stores postgres");
+        return ExitCode::from(2);
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    if let Some(times) = arguments.takeover {
+        return match runtime.block_on(Box::pin(takeover::measure(times, replicas.max(2)))) {
+            Some(figures) => {
+                println!("{figures}");
+                ExitCode::SUCCESS
+            }
+            None => ExitCode::from(2),
+        };
+    }
     let temporary = tempfile::Builder::new().prefix("kiln-chaos-").tempdir().expect("a temporary directory");
     let plan = Plan {
         tasks: arguments.tasks,
         kills: arguments.kills,
         seed: arguments.seed.unwrap_or_else(rand::random),
+        replicas,
+        drill: arguments.drill,
+        tls: arguments.tls,
         nodes: usize::from(arguments.nodes),
+        slots: arguments.slots,
         patience: Duration::from_secs(arguments.patience),
         histories: arguments.keep.unwrap_or_else(|| temporary.path().to_owned()),
         shared_broker: arguments.shared_broker,
-        postgres: arguments.stores == Stores::Postgres,
+        postgres,
     };
     if plan.histories.join("nodes.jsonl").exists() {
         eprintln!("{} has histories already", plan.histories.display());
@@ -72,7 +108,6 @@ fn main() -> ExitCode {
     }
     // First of all, so that a run that fails can be repeated.
     eprintln!("seed {}", plan.seed);
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let outcome = runtime.block_on(Box::pin(run(&plan)));
     match arguments.output {
         Form::Json => println!("{}", serde_json::to_string(&outcome).expect("an outcome is JSON")),

@@ -13,6 +13,8 @@ use tokio::process::{Child, Command};
 use crate::until;
 
 const PORT: u16 = 7475;
+/// It may take so long to end in order.
+const IN_ORDER: Duration = Duration::from_secs(15);
 
 /// The broker's process, with its data in a directory of its own.
 #[derive(Debug)]
@@ -36,8 +38,13 @@ impl Broker {
         format!("amqp://guest:guest@{}:{PORT}/%2f", self.host)
     }
 
-    /// Kills it with -9 and starts it again on its data.
-    pub async fn kill_9_and_restart(&mut self, away: Duration) {
+    /// Kills it with -9, or asks it to end, and starts it again on its data.
+    pub async fn restart(&mut self, by_force: bool, away: Duration) {
+        if !by_force && let Some(pid) = self.child.id() {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM);
+            // One that does not end in order is killed; this is not a test of it.
+            let _ = tokio::time::timeout(IN_ORDER, self.child.wait()).await;
+        }
         self.kill().await;
         tokio::time::sleep(away).await;
         self.child = spawn(&self.host, &self.dir);
@@ -59,7 +66,7 @@ impl Broker {
 
     async fn until_open(&mut self) {
         let (child, host, dir) = (&mut self.child, &self.host, self.dir.path());
-        until("the broker is open", Duration::from_secs(120), async || {
+        until("the broker is open", Duration::from_secs(300), async || {
             if let Some(status) = child.try_wait().unwrap() {
                 let log = std::fs::read_to_string(dir.join("out.log")).unwrap_or_default();
                 panic!("RabbitMQ ended with {status}:\n{log}");

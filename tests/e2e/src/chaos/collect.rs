@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures::StreamExt;
 use kiln_chaos_check::history::{Final, FinalAttempt, Logged, Said, TaskName};
 use kiln_client::Client;
 use kiln_proto::events::v1::event::Payload;
@@ -11,6 +12,8 @@ use kiln_proto::monitor::v1::LoggedEvent;
 
 use crate::work;
 
+/// Tasks that are asked for at once.
+const AT_ONCE: usize = 16;
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long events may be on their way when everything runs again.
 const DELIVERY: Duration = Duration::from_secs(60);
@@ -46,14 +49,14 @@ pub async fn finals(client: &Client, job: &str) -> Vec<Final> {
     loop {
         let request = ListTasksRequest { job_id: job.to_owned(), page_size: 1000, page_token, ..Default::default() };
         let page = client.jobs().list_tasks(request).await.unwrap().into_inner();
-        for task in page.tasks {
+        let words = page.tasks.into_iter().map(|task| async move {
             let state = match task.state() {
                 TaskState::Completed => "completed".to_owned(),
                 other => other.as_str_name().to_owned(),
             };
             let id = task.spec.map(|spec| spec.id).unwrap_or_default();
             let attempts = work::attempts(client, job, &id).await;
-            found.push(Final {
+            Final {
                 state,
                 exit_code: task.execution.and_then(|execution| execution.exit_code),
                 attempts: attempts
@@ -61,8 +64,9 @@ pub async fn finals(client: &Client, job: &str) -> Vec<Final> {
                     .map(|attempt| FinalAttempt { attempt: attempt.number, exit_code: attempt.exit_code })
                     .collect(),
                 name: TaskName { job: job.to_owned(), task: id },
-            });
-        }
+            }
+        });
+        found.extend(futures::stream::iter(words).buffered(AT_ONCE).collect::<Vec<_>>().await);
         page_token = page.next_page_token;
         if page_token.is_empty() {
             return found;

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use tokio::process::{Child, Command};
 
+use super::disk::Disk;
 use crate::until;
 
 const PORT: u16 = 7477;
@@ -19,14 +20,19 @@ const USER: &str = "postgres";
 #[derive(Debug)]
 pub struct Database {
     host: String,
-    dir: tempfile::TempDir,
     child: Child,
+    /// Small, if it may be filled; gone before its directory.
+    disk: Option<Disk>,
+    dir: tempfile::TempDir,
 }
 
 impl Database {
-    /// Makes an empty one and starts it on a loopback address.
-    pub async fn start(host: &str) -> Self {
+    /// Makes an empty one and starts it on a loopback address; `small`: on a disk that can be filled, if that can be had.
+    pub async fn start(host: &str, small: bool) -> Self {
         let dir = tempfile::Builder::new().prefix("kiln-database-").tempdir().unwrap();
+        let disk = small
+            .then(|| Disk::mount(dir.path()))
+            .and_then(|disk| disk.inspect_err(|why| eprintln!("no disk will be full: {why}")).ok());
         if let Some(user) = other_user() {
             std::os::unix::fs::chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }
@@ -38,7 +44,7 @@ impl Database {
             .output()
             .unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let mut database = Self { host: host.to_owned(), child: spawn(host, dir.path()), dir };
+        let mut database = Self { host: host.to_owned(), child: spawn(host, dir.path()), disk, dir };
         database.until_open().await;
         database
     }
@@ -48,13 +54,40 @@ impl Database {
         format!("postgres://postgres@{}:{PORT}/postgres?sslmode=disable", self.host)
     }
 
-    /// Kills the server with -9 and starts it again on its data.
-    pub async fn kill_9_and_restart(&mut self, away: Duration) {
-        self.child.start_kill().unwrap();
+    /// Kills the server with -9, or has it end at once but in order, and starts it again on its data.
+    pub async fn restart(&mut self, by_force: bool, away: Duration) {
+        match self.child.id() {
+            Some(pid) if !by_force => kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap(),
+            _ => self.child.start_kill().unwrap(),
+        }
         self.child.wait().await.unwrap();
         tokio::time::sleep(away).await;
         self.child = spawn(&self.host, self.dir.path());
         self.until_open().await;
+    }
+
+    /// Whether its disk can be filled.
+    pub fn has_own_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// Its disk is full for a while. The server may give up; then it is started again when there is room.
+    pub async fn without_room(&mut self, away: Duration) {
+        let Some(disk) = &self.disk else { return };
+        let bytes = disk.fill();
+        eprintln!("the disk is full: {bytes} bytes were free");
+        tokio::time::sleep(away).await;
+        disk.free();
+        self.until_open().await;
+    }
+
+    /// What a query answers: lines with the columns between bars. Nothing if the server is away.
+    pub fn ask(&self, sql: &str) -> Option<String> {
+        let port = PORT.to_string();
+        let mut query = command("psql");
+        query.args(["-XAtq", "-U", "postgres", "-h", &self.host, "-p", &port, "-d", "postgres", "-c", sql]);
+        let answer = query.stdin(Stdio::null()).output().unwrap();
+        answer.status.success().then(|| String::from_utf8_lossy(&answer.stdout).trim().to_owned())
     }
 
     /// Ends it; nothing of it is needed any more.
@@ -95,7 +128,7 @@ fn spawn(host: &str, dir: &Path) -> Child {
         format!("listen_addresses={host}"),
         format!("port={PORT}"),
         "unix_socket_directories=".to_owned(),
-        "max_connections=100".to_owned(),
+        "max_connections=200".to_owned(),
     ] {
         server.args(["-c", &setting]);
     }

@@ -33,6 +33,25 @@ pub async fn before_broker(host: &str, url: &str) -> (String, Arc<Proxy>) {
     (format!("{before}@{host}:7474/{path}"), proxy)
 }
 
+/// One connection of those of all proxies says nothing any more, in neither direction, and is cut after a while. Returns at
+/// once.
+pub fn silence(proxies: &[Arc<Proxy>], which: usize, away: Duration) {
+    let mut all = Vec::new();
+    for proxy in proxies {
+        let connections = proxy.connections.lock().unwrap();
+        all.extend(connections.values().map(|connection| (connection.silent.clone(), connection.cut.clone())));
+    }
+    if all.is_empty() {
+        return;
+    }
+    let (silent, cut) = all.swap_remove(which % all.len());
+    silent.send_replace(true);
+    kiln_telemetry::spawn(async move {
+        tokio::time::sleep(away).await;
+        cut.cancel();
+    });
+}
+
 impl Proxy {
     /// Passes on what comes to the first address to the second.
     pub async fn start(host: &str, port: u16, to_host: &str, to_port: u16) -> Arc<Self> {
@@ -62,18 +81,6 @@ impl Proxy {
         }
         tokio::time::sleep(away).await;
         self.refusing.store(false, Ordering::Relaxed);
-    }
-
-    /// One connection says nothing any more, in neither direction, and is cut after a while. Returns at once.
-    pub fn silence(&self, which: usize, away: Duration) {
-        let connections = self.connections.lock().unwrap();
-        let Some(connection) = connections.values().nth(which % connections.len().max(1)) else { return };
-        connection.silent.send_replace(true);
-        let cut = connection.cut.clone();
-        kiln_telemetry::spawn(async move {
-            tokio::time::sleep(away).await;
-            cut.cancel();
-        });
     }
 
     async fn pass(self: Arc<Self>, number: u64, client: TcpStream) {
