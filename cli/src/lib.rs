@@ -200,6 +200,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Command::Node(commands::node::NodeCommand::Join(args)) => {
             with_runtime(Threads::One, LogFormat::Plain, "warn", || commands::node_join::run(connect, args))
         }
+        Command::Events(commands::events::EventsArgs {
+            command: Some(commands::events::EventsCommand::Dead(args)),
+            ..
+        }) => with_runtime(Threads::One, LogFormat::Plain, "error", || commands::events::dead::run(output, args)),
         // These two may start a server of their own.
         Command::Run(args) => {
             with_runtime(Threads::Many, LogFormat::Plain, "error", || run::command(connect, output, args))
@@ -324,6 +328,10 @@ mod tests {
             "kiln watch j",
             "kiln logs -f j t --stderr",
             "kiln events --type job.task",
+            "kiln events dead ls --amqp-url amqp://h --amqp-prefix a. --output json",
+            "kiln events dead show --amqp-url-file f 1",
+            "kiln events dead replay 1 2 --queue monitor.events",
+            "kiln events dead rm --all",
             "kiln account create alpha --cluster-key-file k --endpoint http://g:1 --storage http://s:2",
             "kiln bench tasks --count 10 --nodes 2 --slots 1 --simulated --repeat 1 --output json",
             "kiln bench latency --queued 5 --by poll",
@@ -369,6 +377,9 @@ mod tests {
             "kiln bench blobs --kills 3",
             "kiln up --cluster-dev --replicas 0",
             "kiln service agent",
+            "kiln events dead",
+            "kiln events dead rm",
+            "kiln events dead replay 1 --all",
             "kiln certs issue",
             "kiln certs issue service",
             "kiln certs issue service --name a --days 0",

@@ -1,4 +1,6 @@
-//! `kiln events`: the event log.
+//! `kiln events`: the event log, and what did not get there ([`dead`]).
+
+pub mod dead;
 
 use kiln_client::Client;
 use kiln_proto::monitor::v1::ListEventsRequest;
@@ -10,7 +12,11 @@ use crate::output::Format;
 
 /// Arguments of `events`.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct EventsArgs {
+    /// Something else than the log
+    #[command(subcommand)]
+    pub command: Option<EventsCommand>,
     /// Only subjects that begin with this, for example jobs/j1/
     #[arg(long, default_value = "", hide_default_value = true)]
     subject: String,
@@ -20,6 +26,13 @@ pub struct EventsArgs {
     /// At most this many
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
+}
+
+/// Subcommands.
+#[derive(Debug, clap::Subcommand)]
+pub enum EventsCommand {
+    /// Messages that nobody could deal with, at the broker: for operators
+    Dead(dead::DeadArgs),
 }
 
 /// Prints the oldest events first; JSON is one object a line.

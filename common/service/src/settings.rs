@@ -11,6 +11,7 @@
 //! | `cluster_key_file` | file with the deployment's key, Base64 |
 //! | `cluster_key` | the key itself; meant for the environment |
 //! | `amqp_url` | RabbitMQ, or `memory` to keep events in the process; required |
+//! | `amqp_url_file` | file with that URL, which holds a password |
 //! | `amqp_prefix` | put before the names of exchanges and queues, so that deployments can share a broker |
 //! | `log_format` | `json` (default) or `plain` |
 //!
@@ -154,12 +155,13 @@ struct RawCommon {
     cluster_key_file: Option<PathBuf>,
     cluster_key: Option<String>,
     amqp_url: Option<String>,
+    amqp_url_file: Option<PathBuf>,
     amqp_prefix: Option<String>,
     log_format: Option<String>,
 }
 
-/// The keys of [`RawCommon`]; the last two are for services on the bus.
-const KEYS: [&str; 11] = [
+/// The keys of [`RawCommon`]; the last [`OF_BUS`] are for services on the bus.
+const KEYS: [&str; 12] = [
     "listen",
     "data_dir",
     "database_url",
@@ -170,15 +172,17 @@ const KEYS: [&str; 11] = [
     "cluster_key",
     "log_format",
     "amqp_url",
+    "amqp_url_file",
     "amqp_prefix",
 ];
+const OF_BUS: usize = 3;
 
 /// Reads file, environment and flags.
 ///
 /// # Errors
 /// [`ConfigError`] names the key, the value and where it came from.
 pub fn load<S: Settings>(flags: &Flags) -> Result<(Common, S::Config), ConfigError> {
-    let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - 2] };
+    let keys = if S::ON_BUS { &KEYS[..] } else { &KEYS[..KEYS.len() - OF_BUS] };
     let (file, prefix) = (flags.config.as_deref(), S::ENV_PREFIX);
     let of_tls = RawTls::keys(S::PUBLIC_PORT);
     let tls: RawTls = kiln_config::load_some(file, prefix, flags, |key| of_tls.contains(&key))?;
@@ -198,7 +202,11 @@ impl RawCommon {
             data_dir: check::required("data_dir", self.data_dir)?,
             cluster_key: Arc::new(key(self.cluster_key_file.as_deref(), self.cluster_key.as_deref())?),
             amqp_prefix: prefix(self.amqp_prefix.unwrap_or_default())?,
-            bus: if on_bus { BusSetting::parse(self.amqp_url)? } else { BusSetting::Memory },
+            bus: if on_bus {
+                BusSetting::parse(secret(("amqp_url", self.amqp_url), ("amqp_url_file", self.amqp_url_file))?)?
+            } else {
+                BusSetting::Memory
+            },
             log_format: match self.log_format.as_deref() {
                 None | Some("json") => LogFormat::Json,
                 Some("plain") => LogFormat::Plain,
@@ -211,18 +219,9 @@ impl RawCommon {
 
 impl RawCommon {
     fn store(&mut self, service: &str) -> Result<StoreConfig, ConfigError> {
-        let (key, url) = match (self.database_url.take(), self.database_url_file.take()) {
-            (Some(url), None) => ("database_url", url),
-            (None, Some(file)) => {
-                let wrong =
-                    |why: std::io::Error| ConfigError::value("database_url_file", file.display(), why.to_string());
-                ("database_url_file", std::fs::read_to_string(&file).map_err(wrong)?.trim().to_owned())
-            }
-            (Some(_), Some(file)) => {
-                let why = "cannot be given together with database_url";
-                return Err(ConfigError::value("database_url_file", file.display(), why));
-            }
-            (None, None) => return self.file(service),
+        let (url, file) = (self.database_url.take(), self.database_url_file.take());
+        let Some((key, url)) = secret(("database_url", url), ("database_url_file", file))? else {
+            return self.file(service);
         };
         let schema = self.database_schema.take().unwrap_or_else(|| service.replace('-', "_"));
         let config = PostgresConfig::new(&url, &schema).map_err(|error| {
@@ -252,6 +251,24 @@ impl RawCommon {
     }
 }
 
+/// A text that holds a password: as it is, or in a file. With the key it comes from.
+fn secret(
+    (key, text): (&'static str, Option<String>),
+    (file_key, file): (&'static str, Option<PathBuf>),
+) -> Result<Option<(&'static str, String)>, ConfigError> {
+    match (text, file) {
+        (Some(text), None) => Ok(Some((key, text))),
+        (None, Some(file)) => {
+            let wrong = |why: std::io::Error| ConfigError::value(file_key, file.display(), why.to_string());
+            Ok(Some((file_key, std::fs::read_to_string(&file).map_err(wrong)?.trim().to_owned())))
+        }
+        (Some(_), Some(file)) => {
+            Err(ConfigError::value(file_key, file.display(), format!("cannot be given together with {key}")))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
 /// Checked here, since the broker's own refusal would come much later.
 fn prefix(text: String) -> Result<String, ConfigError> {
     let usable = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
@@ -275,15 +292,15 @@ fn key(file: Option<&Path>, text: Option<&str>) -> Result<SecretKey, ConfigError
 }
 
 impl BusSetting {
-    fn parse(text: Option<String>) -> Result<Self, ConfigError> {
-        match text {
+    fn parse(given: Option<(&'static str, String)>) -> Result<Self, ConfigError> {
+        match given {
             None => {
                 Err(ConfigError::value("amqp_url", "", "is required: amqp://user:password@host:5672/%2f or memory"))
             }
-            Some(text) if text == IN_MEMORY => Ok(Self::Memory),
-            Some(text) if text.starts_with("amqp://") || text.starts_with("amqps://") => Ok(Self::Rabbit(text)),
-            Some(_) => {
-                Err(ConfigError::value("amqp_url", "(secret)", "must begin with amqp:// or amqps://, or be memory"))
+            Some((_, text)) if text == IN_MEMORY => Ok(Self::Memory),
+            Some((_, text)) if text.starts_with("amqp://") || text.starts_with("amqps://") => Ok(Self::Rabbit(text)),
+            Some((key, _)) => {
+                Err(ConfigError::value(key, "(secret)", "must begin with amqp:// or amqps://, or be memory"))
             }
         }
     }
@@ -331,6 +348,25 @@ mod tests {
         fn validate(self, common: &Common) -> Result<u64, ConfigError> {
             Ok(self.depth.unwrap_or(common.listen.port().into()))
         }
+    }
+
+    #[test]
+    fn the_broker_can_be_named_in_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("amqp");
+        let text = |more: &str| format!("data_dir = \"d\"\ncluster_key = \"{KEY}\"\namqp_url_file = {file:?}\n{more}");
+        let missing = read::<Own>(&text("")).unwrap_err();
+        assert!(missing.contains("amqp_url_file"), "{missing}");
+        std::fs::write(&file, "amqp://kiln:hunter2@host:5672/%2f\n").unwrap();
+        let (common, _) = read::<Own>(&text("")).unwrap();
+        assert_eq!(common.bus.url(), Some("amqp://kiln:hunter2@host:5672/%2f"));
+        assert!(!format!("{common:?}").contains("hunter2"));
+        let both = read::<Own>(&text("amqp_url = \"memory\"\n")).unwrap_err();
+        assert!(both.contains("amqp_url_file") && both.contains("together with amqp_url"), "{both}");
+        std::fs::write(&file, "http://kiln:hunter2@host").unwrap();
+        let wrong = read::<Own>(&text("")).unwrap_err();
+        assert!(wrong.contains("amqp_url_file") && !wrong.contains("hunter2"), "{wrong}");
+        assert!(read::<Quiet>(&text("")).unwrap_err().contains("amqp_url_file"));
     }
 
     #[test]

@@ -9,15 +9,16 @@
 //! A service that uses the outbox puts [`SCHEMA`] into its first migration.
 
 mod group;
+mod setback;
 
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kiln_bus::{Bus, BusError, Message};
 use kiln_proto::events::v1::{Event, event::Payload};
-use kiln_telemetry::prometheus::IntGauge;
+use kiln_telemetry::prometheus::{self, IntCounterVec, IntGauge, Opts};
 use prost::Message as _;
-use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ use crate::database::Database;
 use crate::error::StoreError;
 use crate::params;
 use crate::sql::{Connection, OptionalExtension};
+use setback::Setback;
 
 /// Tables of the outbox, for a service's migration.
 pub const SCHEMA: &str = "
@@ -53,6 +55,20 @@ const DELETE_ROWS: usize = 512;
 const CALM: Duration = Duration::from_millis(50);
 /// Rows are looked for this often even if no commit was noticed.
 const SCAN: Duration = Duration::from_secs(5);
+
+/// Failures of all relays of this process, by what failed.
+static FAILURES: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
+    let about = Opts::new("kiln_outbox_failures_total", "Attempts of the outbox relay that failed, by step");
+    let counter = IntCounterVec::new(about, &["step"]).ok()?;
+    prometheus::register(Box::new(counter.clone())).ok()?;
+    Some(counter)
+});
+
+fn count_failure(step: &str) {
+    if let Some(failures) = &*FAILURES {
+        failures.with_label_values(&[step]).inc();
+    }
+}
 
 /// An event that has no number yet.
 #[derive(Debug, Clone)]
@@ -159,8 +175,14 @@ pub async fn relay(database: Database, bus: Arc<dyn Bus>, lag: IntGauge, shutdow
 }
 
 async fn publish(database: &Database, bus: &Arc<dyn Bus>, lag: &IntGauge, shutdown: &CancellationToken) {
-    let mut relay =
-        Relay { database: database.clone(), bus: bus.clone(), lag: lag.clone(), confirmed: 0, undeleted: 0 };
+    let mut relay = Relay {
+        database: database.clone(),
+        bus: bus.clone(),
+        lag: lag.clone(),
+        confirmed: 0,
+        undeleted: 0,
+        setback: Setback::default(),
+    };
     let mut wait = RETRY.0;
     while !shutdown.is_cancelled() {
         let waiter = relay.database.clone();
@@ -177,7 +199,7 @@ async fn publish(database: &Database, bus: &Arc<dyn Bus>, lag: &IntGauge, shutdo
         match published {
             Ok(0) => {
                 wait = RETRY.0;
-                let pause = if relay.undeleted > 0 { CALM } else { SCAN };
+                let pause = if relay.undeleted > 0 { CALM.max(relay.setback.left(Instant::now())) } else { SCAN };
                 tokio::select! {
                     () = committed => {}
                     () = tokio::time::sleep(pause) => relay.delete_or_tell().await,
@@ -197,6 +219,7 @@ async fn publish(database: &Database, bus: &Arc<dyn Bus>, lag: &IntGauge, shutdo
                 }
             }
             Err(error) => {
+                count_failure("publish");
                 tracing::warn!(%error, retry_in = ?wait, "events could not be published; they stay in the outbox");
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
@@ -206,6 +229,8 @@ async fn publish(database: &Database, bus: &Arc<dyn Bus>, lag: &IntGauge, shutdo
             }
         }
     }
+    // The last chance: after it the messages are published again.
+    relay.setback = Setback::default();
     relay.delete_or_tell().await;
 }
 
@@ -227,6 +252,8 @@ struct Relay {
     /// Rows up to there that are still stored. They go together, because each deletion is a
     /// commit; after a crash their messages are published again.
     undeleted: usize,
+    /// That they could not be deleted.
+    setback: Setback,
 }
 
 impl Relay {
@@ -247,7 +274,7 @@ impl Relay {
     }
 
     async fn delete_or_tell(&mut self) {
-        if self.undeleted == 0 {
+        if self.undeleted == 0 || !self.setback.left(Instant::now()).is_zero() {
             return;
         }
         let last = self.confirmed;
@@ -255,9 +282,21 @@ impl Relay {
             Ok(connection.prepare_cached("DELETE FROM outbox WHERE id <= ?1")?.execute([last])?)
         });
         match deleted.await {
-            Ok(_) => self.undeleted = 0,
-            // Tried again when more are confirmed, or at the next pause.
-            Err(error) => tracing::warn!(%error, "published events could not be removed from the outbox"),
+            Ok(_) => {
+                self.undeleted = 0;
+                let failures = self.setback.over();
+                if failures > 0 {
+                    tracing::info!(failures, "published events are removed from the outbox again");
+                }
+            }
+            Err(error) => {
+                count_failure("delete");
+                let now = Instant::now();
+                if self.setback.failed(now) {
+                    let (rows, retry_in) = (self.undeleted, self.setback.left(now));
+                    tracing::warn!(%error, rows, ?retry_in, "published events could not be removed from the outbox");
+                }
+            }
         }
     }
 }
@@ -344,6 +383,32 @@ mod tests {
                 batches.iter().flat_map(|(_, batch)| batch.events.iter().map(|event| &*event.id)).collect();
             assert_eq!(ids.len(), 5);
         }
+    }
+
+    #[tokio::test]
+    async fn rows_that_cannot_be_deleted_go_when_they_can() {
+        let place = TestStore::sqlite();
+        let database = Database::open(place.config(), Durability::PowerLoss, MIGRATIONS).await.unwrap();
+        let run = |sql: &'static str| {
+            let database = database.clone();
+            async move { database.write::<_, StoreError, _>(move |c| Ok(c.execute(sql, [])?)).await.unwrap() }
+        };
+        run("CREATE TRIGGER held BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'held'); END").await;
+        let events = vec![event("a.b.c")];
+        database.write::<_, StoreError, _>(move |c| append(c, "test", events)).await.unwrap();
+        let (lag, shutdown) = (IntGauge::new("lag", "lag").unwrap(), CancellationToken::new());
+        let bus = Arc::new(kiln_bus::MemoryBus::new());
+        let running = kiln_telemetry::spawn(relay(database.clone(), bus, lag, shutdown.clone()));
+        let failures = FAILURES.as_ref().unwrap().with_label_values(&["delete"]);
+        kiln_testkit::eventually("it fails", || async { (failures.get() >= 3).then_some(()) }).await;
+        run("DROP TRIGGER held").await;
+        kiln_testkit::eventually("the rows are gone", || async {
+            let (rows, _) = database.read(|connection| read_rows(connection, 0)).await.unwrap();
+            rows.is_empty().then_some(())
+        })
+        .await;
+        shutdown.cancel();
+        running.await.unwrap();
     }
 
     #[test]

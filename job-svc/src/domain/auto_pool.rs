@@ -84,12 +84,17 @@ pub fn check_without_schedule(spec: &JobSpec) -> Result<(), Error> {
     Ok(())
 }
 
-/// The spec as clients see it: passwords of a pool's users are for nodes only.
+/// The spec as clients see it.
 pub fn without_secrets(mut spec: JobSpec) -> JobSpec {
-    let users =
-        spec.auto_pool.iter_mut().filter_map(|auto| auto.pool.as_mut()).flat_map(|pool| &mut pool.user_accounts);
-    users.for_each(|user| user.password.clear());
+    spec.auto_pool = spec.auto_pool.map(without_passwords);
     spec
+}
+
+/// What leaves this service, to clients and over the bus, where everybody reads
+/// who may read events: the pool is made without its users' passwords.
+pub fn without_passwords(mut auto: AutoPool) -> AutoPool {
+    auto.pool.iter_mut().flat_map(|pool| &mut pool.user_accounts).for_each(|user| user.password.clear());
+    auto
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use kiln_time::Timestamp;
 
 use super::model::JobRow;
 use super::schedules::ScheduleRow;
+use crate::domain::auto_pool::without_passwords;
 use crate::domain::job::JobState;
 use crate::domain::schedule::{ScheduleId, ScheduleState};
 use crate::domain::task::{Outcome, Phase, Task, TaskState};
@@ -57,10 +58,10 @@ pub fn job(
             old_state: old.map_or(wire::JobState::Unspecified, job_state).into(),
             new_state: job_state(row.life.state).into(),
             reason: row.life.terminate_reason.clone(),
-            auto_pool: row.spec.auto_pool.as_ref().map(|auto| AutoPool {
+            auto_pool: row.spec.auto_pool.clone().map(|auto| {
                 // Only its creation says what the pool shall be like.
-                pool: auto.pool.clone().filter(|_| event_type == "job.job.created"),
-                ..auto.clone()
+                let pool = auto.pool.clone().filter(|_| event_type == "job.job.created");
+                without_passwords(AutoPool { pool, ..auto })
             }),
             job_schedule_id: ScheduleId::of_job(&row.job).map(|id| id.as_str().to_owned()).unwrap_or_default(),
         }),

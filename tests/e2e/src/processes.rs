@@ -176,6 +176,11 @@ impl Deployment {
         &self.account_key
     }
 
+    /// Comes before the names of its exchanges and queues.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Directory of the test.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -464,8 +469,9 @@ impl Drop for Deployment {
 /// Takes away what a deployment had on a broker.
 pub async fn remove_queues(url: &str, prefix: &str) {
     let bus = RabbitBus::new(RabbitConfig::new(url.to_owned(), "e2e").with_prefix(prefix)).unwrap();
-    let queue = QueueSpec { name: "monitor.events".to_owned(), bindings: vec!["#".to_owned()], prefetch: 64 };
-    bus.declare(&queue).await.unwrap();
+    for queue in ["monitor.events", "pool.jobs", "job.pools"] {
+        bus.declare(&QueueSpec { name: queue.to_owned(), bindings: Vec::new(), prefetch: 64 }).await.unwrap();
+    }
     bus.remove_everything().await.unwrap();
     bus.close();
 }

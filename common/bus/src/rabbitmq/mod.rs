@@ -17,9 +17,11 @@
 //! - [`wire`]: messages as AMQP properties and headers (CloudEvents names);
 //! - [`topology`]: exchanges, queues, bindings;
 //! - [`publish`]: the window of unconfirmed messages;
-//! - [`consume`]: subscriptions and acknowledgements.
+//! - [`consume`]: subscriptions and acknowledgements;
+//! - [`dead`]: what an operator does about dead letters.
 
 mod consume;
+pub mod dead;
 mod link;
 mod publish;
 mod topology;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use kiln_testkit::eventually;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::dead::{DeadLetter, DeadLetters, Done, Fate};
 use super::*;
 use crate::conformance::{message, suite};
 
@@ -282,7 +283,8 @@ async fn a_queue_with_other_settings_is_refused_and_the_rest_goes_on() {
     let first = bus(config.clone()).await;
     first.declare(&queue(10)).await.unwrap();
     let second = bus(RabbitConfig { delivery_limit: 7, ..config }).await;
-    assert!(matches!(second.declare(&queue(10)).await, Err(BusError::Refused(_))));
+    let refused = second.declare(&queue(10)).await.unwrap_err();
+    assert!(matches!(&refused, BusError::Refused(why) if why.contains("rabbitmqctl delete_queue")), "{refused}");
     let mut other = second.subscribe(&QueueSpec { name: "other".into(), ..queue(10) }).await.unwrap();
     second.publish(message("a.b", 1)).await.unwrap();
     other.next().await.unwrap().ack().await.unwrap();
@@ -293,4 +295,98 @@ async fn a_queue_with_other_settings_is_refused_and_the_rest_goes_on() {
     let channel = session.channel().await.unwrap();
     let name = topology::queue_name(&first.inner.shared.config, "q");
     channel.queue_delete(name.as_str().into(), lapin::options::QueueDeleteOptions::default()).await.unwrap();
+}
+
+/// Makes every message of `ids` a dead letter of the queue `q`.
+async fn deaden(bus: &RabbitBus, subscription: &mut Box<dyn Subscription>, ids: &[&str]) {
+    for id in ids {
+        bus.publish(message("a.b", id)).await.unwrap();
+    }
+    // Given back more often than the queue allows.
+    let limit = bus.inner.shared.config.delivery_limit as usize;
+    for _ in 0..ids.len() * (limit + 1) {
+        drop(subscription.next().await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_looked_at_replayed_once_and_dropped() {
+    let config = RabbitConfig { delivery_limit: 1, ..config("letters") };
+    let bus = bus(config.clone()).await;
+    let mut subscription = bus.subscribe(&queue(10)).await.unwrap();
+    // What is replayed is for this queue alone.
+    let other = QueueSpec { name: "other".into(), ..queue(10) };
+    let mut beside = bus.subscribe(&other).await.unwrap();
+    deaden(&bus, &mut subscription, &["one", "two", "three"]).await;
+    for id in ["one", "two", "three"] {
+        let delivery = beside.next().await.unwrap();
+        assert_eq!(delivery.message.id, id);
+        delivery.ack().await.unwrap();
+    }
+    let dead = DeadLetters::open(config.clone()).await.unwrap();
+    let look = || async {
+        let mut letters = Vec::new();
+        dead.each(|letter| {
+            letters.push(letter.clone());
+            Fate::Keep
+        })
+        .await
+        .unwrap();
+        letters
+    };
+    // A look changes nothing.
+    for _ in 0..3 {
+        let letters = eventually("three letters", || async { Some(look().await).filter(|all| all.len() == 3) }).await;
+        let mut ids: Vec<_> = letters.iter().map(|letter| letter.message.id.as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, ["one", "three", "two"]);
+        for letter in letters {
+            assert_eq!(letter.message, message("a.b", &letter.message.id));
+            assert_eq!((letter.queue, letter.times), (format!("{}q", config.queue_prefix), 1));
+            assert_eq!(letter.reason, "delivery_limit");
+            assert!(letter.since.is_some_and(|time| time > 1_700_000_000));
+        }
+    }
+    let fate = |letter: &DeadLetter| match letter.message.id.as_str() {
+        "one" => Fate::Replay,
+        "two" => Fate::Drop,
+        _ => Fate::Keep,
+    };
+    let done = dead.each(fate).await.unwrap();
+    let expected = Done { seen: 3, replayed: vec!["one".into()], dropped: vec!["two".into()], ..Done::default() };
+    assert_eq!(done, expected);
+    let again = subscription.next().await.unwrap();
+    assert_eq!(again.message, message("a.b", "one"), "as it was published, its type too");
+    again.ack().await.unwrap();
+    let left: Vec<_> = look().await.into_iter().map(|letter| letter.message.id).collect();
+    assert_eq!(left, ["three"]);
+    // It can become a letter again, and be replayed again.
+    dead.each(|_| Fate::Replay).await.unwrap();
+    for _ in 0..2 {
+        drop(subscription.next().await.unwrap());
+    }
+    eventually("it is a letter again", || async { (look().await.len() == 1).then_some(()) }).await;
+    // Its queue has gone: it stays.
+    drop(subscription);
+    let session = bus.consuming().session().await.unwrap();
+    let name = topology::queue_name(&config, "q");
+    let delete = session.channel().await.unwrap();
+    delete.queue_delete(name.as_str().into(), lapin::options::QueueDeleteOptions::default()).await.unwrap();
+    let done = dead.each(|_| Fate::Replay).await.unwrap();
+    assert!(done.replayed.is_empty() && done.refused[0].1.contains(&name), "{done:?}");
+    assert_eq!(look().await.len(), 1);
+    bus.publish(message("a.b", "last")).await.unwrap();
+    assert_eq!(beside.next().await.unwrap().message.id, "last", "nothing that was replayed came here");
+    dead.close().await;
+    bus.remove_everything().await.unwrap();
+}
+
+#[tokio::test]
+async fn letters_of_a_deployment_that_is_not_there_are_refused_and_nothing_is_made() {
+    let dead = DeadLetters::open(config("nowhere")).await.unwrap();
+    for _ in 0..2 {
+        let error = dead.each(|_| Fate::Drop).await.unwrap_err().to_string();
+        assert!(error.contains("another deployment's"), "{error}");
+    }
+    dead.close().await;
 }

@@ -2,7 +2,7 @@
 //!
 //! Arguments of a queue cannot be changed once it exists: the broker refuses a
 //! declaration that differs. Changing one here needs a new queue name, or an
-//! operator who deletes the empty queue.
+//! operator who deletes the empty queue; the error says so.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -21,7 +21,7 @@ pub(super) fn queue_name(config: &RabbitConfig, queue: &str) -> String {
     format!("{}{queue}", config.queue_prefix)
 }
 
-fn dead_letter_name(config: &RabbitConfig) -> String {
+pub(super) fn dead_letter_name(config: &RabbitConfig) -> String {
     format!("{}.dead-letters", config.exchange)
 }
 
@@ -65,7 +65,13 @@ pub(super) async fn declare_queue(config: &RabbitConfig, session: &Session, spec
 
 async fn queue(session: &Session, channel: &Channel, name: &str, arguments: FieldTable) -> Result<(), BusError> {
     let declare = channel.queue_declare(short("queue name", name)?, QueueDeclareOptions::durable(), arguments);
-    session.answer("queue.declare", declare).await.map(drop)
+    session.answer("queue.declare", declare).await.map(drop).map_err(|error| match error {
+        BusError::Refused(why) if why.contains("PRECONDITION_FAILED") => BusError::Refused(format!(
+            "the queue {name} was made with other settings, perhaps by an older version: stop the services that consume \
+             from it when it is empty, delete it (rabbitmqctl delete_queue {name} --if-empty), and start again ({why})"
+        )),
+        other => other,
+    })
 }
 
 async fn bind(session: &Session, channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BusError> {

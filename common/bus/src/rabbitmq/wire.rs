@@ -57,7 +57,8 @@ pub(super) fn message(delivery: &mut Delivery) -> Message {
     let id = delivery.properties.message_id().as_ref().map(ToString::to_string).or_else(|| header(ID));
     Message {
         id: id.unwrap_or_default(),
-        routing_key: delivery.routing_key.to_string(),
+        // Of what came by another way (a dead letter that was replayed) the key is a queue's name.
+        routing_key: header(TYPE).unwrap_or_else(|| delivery.routing_key.to_string()),
         source: header(SOURCE).unwrap_or_default(),
         traceparent: header(TRACEPARENT).unwrap_or_default(),
         body: Bytes::from(std::mem::take(&mut delivery.data)),

@@ -10,7 +10,7 @@ use kiln_store::outbox::NewEvent;
 use prost::Message;
 
 use super::*;
-use crate::domain::auto_pool::is_of_schedule;
+use crate::domain::auto_pool::{is_of_schedule, without_passwords};
 use crate::domain::schedule::ScheduleId;
 use crate::store::auto_pools::{AutoPoolStore, PoolAnswer};
 use crate::store::events;
@@ -151,11 +151,11 @@ fn again(known: Known, now: Timestamp) -> NewEvent {
                 job_id: known.job_id,
                 pool_id: known.pool_id,
                 new_state: if known.over { WireState::Completed } else { WireState::Active }.into(),
-                auto_pool: Some(AutoPool {
+                auto_pool: Some(without_passwords(AutoPool {
                     keep_alive: known.keep_alive,
                     pool: known.spec.pool.filter(|_| !known.over),
                     ..known.spec
-                }),
+                })),
                 job_schedule_id: schedule.unwrap_or_default(),
                 ..JobChanged::default()
             }),
