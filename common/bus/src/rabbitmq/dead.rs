@@ -11,19 +11,23 @@
 //! sequence, as any other.
 
 use std::future::Future;
+use std::time::Duration;
 
 use lapin::options::{
-    BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{RabbitConfig, topology, wire};
 use crate::{BusError, Message};
 
 /// Headers of the broker about the letter's death begin so.
 const OF_DEATH: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-delivery-count"];
+
+/// Whether letters that were given back are there again is looked at this often.
+const BACK: Duration = Duration::from_millis(20);
 
 /// A message nobody could deal with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,9 +135,32 @@ impl DeadLetters {
             let taken = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
             self.answer("basic.ack", taken).await?;
         }
-        // Gives back what was kept.
+        let kept = done.seen - done.replayed.len() - done.dropped.len();
+        if kept > 0 {
+            // Tag 0 is all that are held.
+            let back = channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true });
+            self.answer("basic.nack", back).await?;
+            self.until_back(&channel, kept).await?;
+        }
         self.answer("channel.close", channel.close(200, "OK".into())).await?;
         Ok(done)
+    }
+
+    /// Waits until the queue has its letters again: it takes them back after its
+    /// answer, and the next look would miss them. Gives up after one answer's time,
+    /// since others may take letters, too.
+    async fn until_back(&self, channel: &Channel, kept: usize) -> Result<(), BusError> {
+        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
+        let end = Instant::now() + self.config.answer_within;
+        while Instant::now() < end {
+            let name = wire::short("queue name", &self.queue)?;
+            let found = channel.queue_declare(name, look, FieldTable::default());
+            if self.answer("queue.declare", found).await?.message_count() as usize >= kept {
+                return Ok(());
+            }
+            tokio::time::sleep(BACK).await;
+        }
+        Ok(())
     }
 
     /// Sends the letter's message to its queue; the inner error says why the queue
