@@ -260,7 +260,7 @@ impl Database {
             then(&mut pace);
             // Unheard or heard: it is looked again.
             let _ = tokio::time::timeout(UNHEARD, committed).await;
-            tokio::time::sleep_until(pace.next()).await;
+            tokio::time::sleep_until(pace.ready_at()).await;
         }
     }
 

@@ -27,7 +27,7 @@ impl Pace {
     }
 
     /// When it may be done next: now, or later.
-    pub fn next(&mut self) -> Instant {
+    pub fn ready_at(&mut self) -> Instant {
         self.refill();
         if self.left > 0 { Instant::now() } else { self.since + self.every }
     }
@@ -66,18 +66,18 @@ mod tests {
         let begin = Instant::now();
         let mut times = Vec::new();
         for _ in 0..6 {
-            tokio::time::sleep_until(pace.next()).await;
+            tokio::time::sleep_until(pace.ready_at()).await;
             pace.done();
             times.push(begin.elapsed().as_millis());
         }
         assert_eq!(times, [0, 0, 0, 10, 20, 30]);
         tokio::time::sleep(every * 10).await;
         for _ in 0..3 {
-            assert!(pace.next() <= Instant::now());
+            assert!(pace.ready_at() <= Instant::now());
             pace.done();
         }
-        assert_eq!(pace.next(), Instant::now() + every);
+        assert_eq!(pace.ready_at(), Instant::now() + every);
         pace.wait(every * 7);
-        assert_eq!(pace.next(), Instant::now() + every * 7);
+        assert_eq!(pace.ready_at(), Instant::now() + every * 7);
     }
 }

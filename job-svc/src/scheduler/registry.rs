@@ -338,7 +338,7 @@ impl Registry {
                 () = shutdown.cancelled() => return,
             }
             tokio::select! {
-                () = tokio::time::sleep_until(pace.next()) => {}
+                () = tokio::time::sleep_until(pace.ready_at()) => {}
                 () = shutdown.cancelled() => return,
             }
         }

@@ -205,7 +205,7 @@ async fn one(
                 None => link.driver = None,
             },
             () = shared.ours.notified(), if !untold => untold = true,
-            () = tokio::time::sleep_until(pace.next()), if untold => {
+            () = tokio::time::sleep_until(pace.ready_at()), if untold => {
                 untold = false;
                 pace.done();
                 link.ask(&tell).await?;
