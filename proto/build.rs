@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("kiln.fds"), descriptors.encode_to_vec())?;
 
     tonic_prost_build::configure()
+        .bytes(".kiln.storage.v1.UploadPackageRequest")
         .bytes(".kiln.storage.v1.UploadRequest")
         .bytes(".kiln.storage.v1.DownloadResponse")
         .bytes(".kiln.pool.v1.FileAnswer")

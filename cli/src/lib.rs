@@ -83,6 +83,9 @@ enum Command {
     /// Tasks of a job
     #[command(subcommand)]
     Task(commands::task::TaskCommand),
+    /// Applications and their packages, which nodes install
+    #[command(subcommand)]
+    App(commands::app::AppCommand),
     /// Containers and blobs
     #[command(subcommand)]
     Blob(commands::blob::BlobCommand),
@@ -222,6 +225,7 @@ fn dispatch(cli: Cli) -> Outcome {
                 Command::Job(command) => commands::job::run(&client, output, command).await,
                 Command::Schedule(command) => commands::schedule::run(&client, output, command).await,
                 Command::Task(command) => commands::task::run(&client, output, command).await,
+                Command::App(command) => commands::app::run(&client, output, command).await,
                 Command::Blob(command) => commands::blob::run(&client, output, command).await,
                 Command::Watch(args) => commands::watch::run(&client, output, args).await,
                 Command::Logs(args) => commands::logs::run(&client, args).await,
@@ -325,6 +329,16 @@ mod tests {
             "kiln blob ls c/p -l -r",
             "kiln blob rm -r c/p c/*.txt",
             "kiln blob sas c/a c/b --permissions rw --expires 2h",
+            "kiln app create tool --display-name T --no-updates",
+            "kiln app upload tool 1.0 tool.zip --default",
+            "kiln app url tool 1.0",
+            "kiln app activate tool 1.0",
+            "kiln app set tool --default-version 1.0",
+            "kiln app set tool --no-default-version --allow-updates false",
+            "kiln app rm tool 1.0",
+            "kiln app rm tool --all",
+            "kiln pool create p --package tool:1.0 --package other",
+            "kiln task add j t --package tool -- run",
             "kiln watch j",
             "kiln logs -f j t --stderr",
             "kiln events --type job.task",

@@ -1,12 +1,21 @@
-//! Repeated calls, lists of blobs, and names of blobs as paths.
+//! Repeated calls, files as the messages of a call, lists of blobs, and names of blobs as paths.
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+use bytes::Bytes;
 use kiln_client::Client;
 use kiln_proto::storage::v1::{Blob, ListBlobsRequest};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::failure::{Failure, Outcome};
 
+/// Bytes per message of [`send_all`].
+const CHUNK: usize = 256 * 1024;
+/// Messages that [`send_all`] reads ahead of the network.
+const AHEAD: usize = 8;
 /// Tries of one transfer.
 const TRIES: u32 = 4;
 
@@ -33,6 +42,52 @@ where
                 tokio::time::sleep(error.retry_after().unwrap_or(pause)).await;
             }
             result => return result,
+        }
+    }
+}
+
+/// Makes one call whose messages are `header` and then all of `source` in pieces; `what` names
+/// it in errors.
+///
+/// # Errors
+/// If `source` cannot be read, or what the service said.
+pub async fn send_all<M, R, F>(
+    what: &str,
+    mut source: impl tokio::io::AsyncRead + Unpin,
+    header: M,
+    data: impl Fn(Bytes) -> M,
+    progress: &impl Fn(u64),
+    call: impl FnOnce(ReceiverStream<M>) -> F,
+) -> Outcome<R>
+where
+    F: Future<Output = Result<R, tonic::Status>>,
+{
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let feed = async move {
+        // A failed send means that the call has ended; its answer says why.
+        if sender.send(header).await.is_err() {
+            return Ok(());
+        }
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            let read = (&mut source).take(CHUNK as u64).read_to_end(&mut chunk).await?;
+            if read == 0 {
+                return std::io::Result::Ok(());
+            }
+            if sender.send(data(Bytes::from(chunk))).await.is_err() {
+                return Ok(());
+            }
+            progress(read as u64);
+        }
+    };
+    let call = call(ReceiverStream::new(receiver));
+    tokio::pin!(call, feed);
+    // If reading fails the call is dropped, and the service forgets the stream.
+    tokio::select! {
+        response = &mut call => Ok(response?),
+        fed = &mut feed => {
+            fed.with_context(|| format!("reading {what}"))?;
+            Ok(call.await?)
         }
     }
 }

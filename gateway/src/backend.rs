@@ -15,6 +15,7 @@ use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
+use kiln_proto::storage::v1::application_service_client::ApplicationServiceClient;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 
@@ -42,7 +43,7 @@ impl Service {
     /// not open to users.
     pub fn of(grpc_service: &str) -> Option<Self> {
         match grpc_service {
-            "kiln.storage.v1.StorageService" => Some(Self::Storage),
+            "kiln.storage.v1.StorageService" | "kiln.storage.v1.ApplicationService" => Some(Self::Storage),
             "kiln.pool.v1.PoolService" => Some(Self::Pool),
             "kiln.job.v1.JobService" | "kiln.job.v1.JobScheduleService" => Some(Self::Job),
             "kiln.monitor.v1.MonitorService" => Some(Self::Monitor),
@@ -65,6 +66,7 @@ impl Service {
 #[derive(Debug, Clone)]
 pub struct Backends {
     auth: ServiceAuth,
+    storage: Channel,
     pool: Channel,
     job: Channel,
     monitor: Channel,
@@ -80,6 +82,7 @@ impl Backends {
     /// If an endpoint is no URL.
     pub fn connect(config: &Config, auth: ServiceAuth) -> Result<Self, Error> {
         Ok(Self {
+            storage: auth.channel(&config.storage_endpoint, Service::Storage.name())?,
             pool: auth.channel(&config.pool_endpoint, Service::Pool.name())?,
             job: auth.channel(&config.job_endpoint, Service::Job.name())?,
             monitor: auth.channel(&config.monitor_endpoint, Service::Monitor.name())?,
@@ -116,6 +119,11 @@ impl Backends {
 
     fn authenticated(&self, channel: &Channel) -> ServiceChannel {
         InterceptedService::new(channel.clone(), self.auth.clone())
+    }
+
+    /// Applications and their packages.
+    pub fn applications(&self) -> ApplicationServiceClient<ServiceChannel> {
+        ApplicationServiceClient::new(self.authenticated(&self.storage)).max_decoding_message_size(MAX_MESSAGE)
     }
 
     /// Pools and nodes.

@@ -30,6 +30,7 @@ use crate::domain::ledger::{Key, Ledger};
 use crate::instance::Proceeds;
 use crate::job_tasks::Jobs;
 use crate::machine::Machine;
+use crate::packages::Packages;
 use crate::process::supervisor::Supervisor;
 use crate::record::Record;
 use crate::retention::kept::Kept;
@@ -87,6 +88,8 @@ pub struct Agent {
     pub input: Input,
     /// Uploads output files.
     pub output: Output,
+    /// Installs packages of applications.
+    pub packages: Packages,
     /// Bearer token of the node.
     pub node_token: Arc<RwLock<String>>,
     /// Until when directories of tasks stay.
@@ -154,6 +157,8 @@ pub struct Parts {
     pub input: Input,
     /// Uploads output files.
     pub output: Output,
+    /// Installs packages of applications.
+    pub packages: Packages,
     /// Until when directories of tasks stay.
     pub kept: Kept,
     /// Users and limits of processes.
@@ -198,6 +203,7 @@ impl Agent {
             supervisor: parts.supervisor,
             input: parts.input,
             output: parts.output,
+            packages: parts.packages,
             node_token: parts.node_token,
             kept: parts.kept,
             confiner: parts.confiner,
@@ -261,6 +267,7 @@ impl Agent {
             is_dedicated: registration.settings.is_dedicated,
             root_dir: self.root.to_string_lossy().into_owned(),
             path: self.config.settings.task_path.clone(),
+            packages: self.packages.of_pool(),
         }
     }
 

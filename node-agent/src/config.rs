@@ -54,6 +54,8 @@ impl NodeAgentConfig {
 pub struct Settings {
     /// Limit of the cache of resource files.
     pub cache_bytes: u64,
+    /// Bytes that one application package may have when it is unpacked.
+    pub package_bytes: u64,
     /// Resource files that the whole node fetches at once.
     pub parallel_downloads: usize,
     /// Output files that the whole node uploads at once.
@@ -81,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cache_bytes: 2 << 30,
+            package_bytes: 64 << 30,
             parallel_downloads: 16,
             parallel_uploads: 8,
             retention: Duration::from_secs(7 * 24 * 3600),
@@ -105,6 +108,7 @@ pub struct RawConfig {
     /// The file itself may be named in the environment only.
     config: Option<PathBuf>,
     cache_bytes: Option<u64>,
+    package_bytes: Option<u64>,
     parallel_downloads: Option<usize>,
     parallel_uploads: Option<usize>,
     retention_seconds: Option<u64>,
@@ -161,6 +165,7 @@ impl RawConfig {
         Ok(Settings {
             certificate,
             cache_bytes: self.cache_bytes.unwrap_or(defaults.cache_bytes),
+            package_bytes: self.package_bytes.unwrap_or(defaults.package_bytes),
             parallel_downloads: positive("parallel_downloads", self.parallel_downloads, defaults.parallel_downloads)?,
             parallel_uploads: positive("parallel_uploads", self.parallel_uploads, defaults.parallel_uploads)?,
             retention: seconds(self.retention_seconds, defaults.retention),

@@ -251,6 +251,7 @@ impl JobTask<'_> {
             dir: agent.root.join(kiln_node::task_dir(self.job, &id)),
             command_line: &self.spec.command_line,
             resource_files: &self.spec.resource_files,
+            packages: &self.spec.application_packages,
             settings: self.environment.iter().chain(&self.spec.environment).collect(),
             identity: self.spec.user_identity.as_ref(),
             in_container: self.spec.container_settings.is_some(),

@@ -17,6 +17,7 @@
 //! | [`start_task`], [`job_tasks`], [`node_task`] | tasks of the node itself, and of jobs on it |
 //! | [`process`] | starting, watching and killing process trees |
 //! | [`stage`] | files in and out |
+//! | [`packages`] | packages of applications |
 //! | [`files`] | questions about the node's files |
 //! | [`retention`] | directories of tasks go |
 //!
@@ -37,6 +38,7 @@ pub mod job_tasks;
 mod lock;
 mod machine;
 pub mod node_task;
+pub mod packages;
 pub mod process;
 pub mod record;
 pub mod retention;
@@ -59,6 +61,7 @@ use tokio_util::sync::CancellationToken;
 use agent::{Agent, Outcome, Parts};
 use confine::Confiner;
 use domain::attempt::StopCause;
+use packages::Packages;
 use process::guard;
 use process::supervisor::Supervisor;
 use record::Record;
@@ -131,7 +134,7 @@ fn make_private(dir: &Path) -> std::io::Result<()> {
 fn make_directories(config: &NodeAgentConfig) -> anyhow::Result<PathBuf> {
     let root = config.join.root_dir();
     for name in [
-        "applications",
+        packages::APPLICATIONS_DIR,
         "fsmounts",
         "volatile",
         kiln_node::SHARED_DIR,
@@ -165,7 +168,7 @@ async fn live(
         let record = record.for_guard();
         guard::keep_guard(command, incarnation.clone(), record, supervisor.clone(), over.clone()).await?;
     }
-    let agent = Arc::new(make_agent(config, root, incarnation, supervisor, record, done_command)?);
+    let agent = Arc::new(make_agent(config, root, incarnation, supervisor, record, done_command, over.clone())?);
     tracing::info!(pool.id = config.join.pool_id, node.id = config.join.node_id, agent.incarnation, "agent started");
 
     let registered = CancellationToken::new();
@@ -216,19 +219,24 @@ fn make_agent(
     supervisor: Arc<Supervisor>,
     record: Record,
     done_command: u64,
+    over: CancellationToken,
 ) -> anyhow::Result<Agent> {
     let settings = &config.settings;
     let node_token = Arc::new(RwLock::new(String::new()));
     let ca_pem = config.join.ca_pem.as_deref();
     let http = Http::new(settings.transfer_idle, settings.transfer_tries, node_token.clone(), ca_pem)?;
     let cache_dir = config.join.node_dir.join(kiln_node::STATE_DIR).join("cache");
+    let state = config.join.node_dir.join(kiln_node::STATE_DIR);
+    let applications = root.join(packages::APPLICATIONS_DIR);
+    let packages = Packages::create(applications, &state, settings.package_bytes, http.clone(), over)
+        .context("the directories of application packages")?;
     let cache = Cache::create(cache_dir, settings.cache_bytes, http.clone(), settings.parallel_downloads)
         .context("the cache of resource files")?;
     let input = Input { http: http.clone(), cache };
     let output = Output { http, connections: Semaphore::new(settings.parallel_uploads) };
-    let kept = Kept::load(&root, &config.join.node_dir.join(kiln_node::STATE_DIR));
+    let kept = Kept::load(&root, &state);
     let confiner = Arc::new(Confiner::new(config.shim_command.clone(), config.join.node_dir.clone(), machine::gpus()));
-    let parts = Parts { supervisor, input, output, kept, confiner, record, node_token };
+    let parts = Parts { supervisor, input, output, packages, kept, confiner, record, node_token };
     Ok(Agent::new(config.clone(), root, incarnation, parts, done_command))
 }
 

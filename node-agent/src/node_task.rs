@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_proto::common::v1::{EnvironmentSetting, ResourceFile, UserIdentity};
+use kiln_proto::common::v1::{ApplicationPackageReference, EnvironmentSetting, ResourceFile, UserIdentity};
 use kiln_time::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ pub struct NodeTask<'a> {
     pub command_line: &'a str,
     /// Brought into its working directory before every run.
     pub resource_files: &'a [ResourceFile],
+    /// Installed before every run.
+    pub packages: &'a [ApplicationPackageReference],
     /// What users set, in rising order of precedence.
     pub settings: Vec<&'a EnvironmentSetting>,
     /// As whom it runs.
@@ -94,10 +96,15 @@ async fn run_once(
     agent.confiner.close(&task.dir)?;
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, task.dir.clone())?;
     let registration = agent.registration();
-    tokio::select! {
-        fetched = agent.input.fetch_all(task.resource_files, &working_dir, &registration.blob_endpoint) => fetched?,
+    let fetch = async {
+        let packages = agent.packages.install(task.packages, &registration.blob_endpoint).await?;
+        agent.input.fetch_all(task.resource_files, &working_dir, &registration.blob_endpoint).await?;
+        Ok::<_, Failure>(packages)
+    };
+    let packages = tokio::select! {
+        fetched = fetch => fetched?,
         () = stop.cancelled() => return Err(stopped()),
-    }
+    };
     let facts = ProcessFacts {
         task: task.task.as_ref(),
         task_dir: &dir.to_string_lossy(),
@@ -105,6 +112,7 @@ async fn run_once(
         marker: &task.marker,
         traceparent: "",
         tracestate: "",
+        packages: &packages,
     };
     let settings = task.settings.iter().map(|setting| (&*setting.name, &*setting.value));
     let environment = environment::build(&agent.facts(), &facts, settings);

@@ -181,15 +181,11 @@ async fn begin(
     if spec.container_settings.is_some() {
         return Err(Failure::user("ContainerMiscError", "nodes of this pool cannot run containers"));
     }
-    if let Some(package) = spec.application_packages.first() {
-        let message = format!("application package {:?}: this node cannot install packages", package.application_id);
-        return Err(Failure::user("ApplicationPackageError", message));
-    }
     let whom = agent.confiner.whom(agent, spec.user_identity.as_ref())?;
     let dir = agent.root.join(kiln_node::task_dir(&key.job, &key.task));
     agent.confiner.close(&dir)?;
     let Place { dir, working_dir, output } = run_process::prepare(&agent.root, dir)?;
-    if !spec.resource_files.is_empty() || assignment.instance.is_some() {
+    if !spec.resource_files.is_empty() || !spec.application_packages.is_empty() || assignment.instance.is_some() {
         // This may take a while.
         agent.tell_reports();
     }
@@ -200,15 +196,17 @@ async fn begin(
     let is_primary = key.instance == 0;
     let own = if is_primary { spec.resource_files.as_slice() } else { &[] };
     let fetch = async {
+        let packages = agent.packages.install(&spec.application_packages, &registration.blob_endpoint).await?;
         agent.input.fetch_all(common, &dir, &registration.blob_endpoint).await?;
-        agent.input.fetch_all(own, &working_dir, &registration.blob_endpoint).await
+        agent.input.fetch_all(own, &working_dir, &registration.blob_endpoint).await?;
+        Ok::<_, Failure>(packages)
     }
     .instrument(tracing::info_span!("task.stage_in", files = common.len() + own.len()));
-    tokio::select! {
+    let packages = tokio::select! {
         biased;
         () = stop.cancelled() => return Ok(None),
         fetched = fetch => fetched?,
-    }
+    };
     let marker = format!("{}/{}/{}/{}/{}", agent.incarnation, key.job, key.task, key.attempt, key.instance);
     let preparation = assignment.preparation.as_ref().and_then(|preparation| preparation.spec.as_ref());
     let task = TaskFacts {
@@ -230,6 +228,7 @@ async fn begin(
         marker: &marker,
         traceparent,
         tracestate: &assignment.tracestate,
+        packages: &packages,
     };
     let variables = assignment.environment.iter().chain(&spec.environment);
     let mut environment =

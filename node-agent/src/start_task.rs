@@ -1,4 +1,5 @@
-//! The start task: runs when the agent begins a life, before tasks may come.
+//! What happens when the agent begins a life, before tasks may come: the packages of
+//! the pool are installed, then the start task runs.
 
 use std::sync::Arc;
 
@@ -10,10 +11,22 @@ use crate::node_task::{self, NodeTask};
 use crate::run_process::on_own_thread;
 use crate::wire;
 
-/// Brings the node into its first phase: READY, or START_TASK_FAILED. With
+/// Brings the node into its first phase: READY, START_TASK_FAILED, or UNUSABLE if a package cannot be installed. With
 /// `wait_for_success = false` it is READY at once. True if tasks may come.
 pub async fn prepare_node(agent: &Arc<Agent>) -> bool {
     let registration = agent.registration();
+    let packages = &registration.settings.application_packages;
+    tokio::select! {
+        installed = agent.packages.install_for_pool(packages, &registration.blob_endpoint) => {
+            if let Err(failure) = installed {
+                tracing::warn!(%failure, "the node cannot be used without the packages of its pool");
+                agent.add_error(&failure);
+                agent.enter(AgentPhase::Unusable);
+                return false;
+            }
+        }
+        () = agent.closing.cancelled() => return false,
+    }
     let Some(task) = registration.settings.start_task.clone().filter(|task| !task.command_line.is_empty()) else {
         agent.enter(AgentPhase::Ready);
         return true;
@@ -46,6 +59,7 @@ async fn run_here(agent: &Arc<Agent>, task: &StartTask) -> bool {
         dir: agent.root.join(kiln_node::STARTUP_DIR),
         command_line: &task.command_line,
         resource_files: &task.resource_files,
+        packages: &[],
         settings: task.environment.iter().collect(),
         identity: task.user_identity.as_ref(),
         in_container: task.container_settings.is_some(),

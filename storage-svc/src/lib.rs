@@ -1,4 +1,4 @@
-//! Containers, blobs and shared access signatures.
+//! Containers, blobs, shared access signatures, and packages of applications.
 //!
 //! - [`domain`]: the rules, without I/O: names, conditions, signatures;
 //! - [`store`]: the catalogue of what exists; [`objects`]: the bytes;
@@ -31,6 +31,7 @@ use anyhow::Context;
 use kiln_auth::SecretKey;
 use kiln_bus::Bus;
 use kiln_grpc::{Port, Readiness, Server, serve_http};
+use kiln_proto::storage::v1::application_service_server::ApplicationServiceServer;
 use kiln_proto::storage::v1::storage_admin_service_server::StorageAdminServiceServer;
 use kiln_proto::storage::v1::storage_service_server::StorageServiceServer;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +109,10 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     let endpoint = &config.public_blob_endpoint;
     let routes = Routes::new(
         StorageServiceServer::new(api::StorageApi::new(storage.clone(), endpoint.clone()))
+            .max_decoding_message_size(MAX_MESSAGE),
+    )
+    .add_service(
+        ApplicationServiceServer::new(api::ApplicationApi::new(storage.clone(), endpoint.clone()))
             .max_decoding_message_size(MAX_MESSAGE),
     )
     .add_service(StorageAdminServiceServer::new(api::Admin::new(storage.clone(), endpoint.clone())));

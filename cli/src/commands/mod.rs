@@ -1,6 +1,7 @@
 //! One module per resource: its subcommands, and how it is shown.
 
 pub mod account;
+pub mod app;
 pub mod blob;
 pub mod certs;
 pub mod events;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_client::Client;
-use kiln_proto::common::v1::DeallocationOption;
+use kiln_proto::common::v1::{ApplicationPackageReference, DeallocationOption};
 use kiln_proto::pool::v1::{
     AllocationState, CreatePoolRequest, DeletePoolRequest, GetPoolRequest, ListPoolsRequest, NodeFillType, Pool,
     PoolSpec, PoolState, ResizePoolRequest, StartTask,
 };
 
+use super::app::{package_text, parse_package};
 use super::{ListArgs, environment, pages, parse_duration, parse_env, present};
 use crate::failure::Outcome;
 use crate::output::{self, Format, text};
@@ -89,6 +90,9 @@ pub struct CreateArgs {
     /// Fill one node before the next
     #[arg(long)]
     pack: bool,
+    /// Application package that every node installs; again for more
+    #[arg(long = "package", value_name = "APP[:VERSION]", value_parser = parse_package)]
+    packages: Vec<ApplicationPackageReference>,
     /// Command line that runs on every node before its first task
     #[arg(long, value_name = "COMMAND LINE")]
     start_task: Option<String>,
@@ -170,6 +174,7 @@ fn spec(args: CreateArgs) -> PoolSpec {
         target_dedicated_nodes: args.nodes,
         task_slots_per_node: args.slots,
         node_fill_type: fill.into(),
+        application_packages: args.packages,
         resize_timeout: args.resize_timeout.map(kiln_proto::time::duration),
         start_task: args.start_task.map(|command_line| StartTask {
             command_line,
@@ -197,6 +202,7 @@ fn rows(pool: &Pool) -> Vec<(&'static str, String)> {
         ("nodes", nodes(pool)),
         ("slots", format!("{} per node, {fill}", spec.task_slots_per_node.max(1))),
         ("size", spec.vm_size),
+        ("packages", spec.application_packages.iter().map(package_text).collect::<Vec<_>>().join(", ")),
         ("start task", spec.start_task.map(|task| task.command_line).unwrap_or_default()),
         ("created", text::time(pool.creation_time.as_ref())),
         ("errors", errors.join("; ")),

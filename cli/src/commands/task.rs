@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kiln_client::Client;
-use kiln_proto::common::v1::Resources;
+use kiln_proto::common::v1::{ApplicationPackageReference, Resources};
 use kiln_proto::gateway::v1::{ListTaskFilesRequest, ReadTaskFileRequest, read_task_file_response};
 use kiln_proto::job::v1::{
     AddTaskRequest, DeleteTaskRequest, ExplainTaskRequest, ExplainTaskResponse, GetTaskRequest, ListAttemptsRequest,
@@ -12,6 +12,7 @@ use kiln_proto::job::v1::{
     TaskDependencies, TaskIdRange, TaskSpec, TerminateTaskRequest,
 };
 
+use super::app::parse_package;
 use super::{FILE_HEADER, ListArgs, copy_to_stdout, environment, file_row, pages, parse_duration, parse_env, present};
 use crate::command_line;
 use crate::failure::Outcome;
@@ -89,6 +90,9 @@ pub struct AddArgs {
     /// Environment of the task
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_env)]
     env: Vec<(String, String)>,
+    /// Application package that its node installs before it; again for more
+    #[arg(long = "package", value_name = "APP[:VERSION]", value_parser = parse_package)]
+    packages: Vec<ApplicationPackageReference>,
     /// Slots it needs
     #[arg(long, default_value_t = 1)]
     slots: i32,
@@ -283,6 +287,7 @@ fn spec(args: AddArgs) -> TaskSpec {
         id: args.which.task,
         command_line: command_line::join(&args.command),
         environment: environment(args.env),
+        application_packages: args.packages,
         required_slots: args.slots,
         constraints: Some(TaskConstraints {
             max_wall_clock_time: args.timeout.map(kiln_proto::time::duration),

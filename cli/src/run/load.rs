@@ -245,9 +245,10 @@ fn read_pool(top: &Fields<'_>, run: &str, names: &Names<'_>, scope: &Scope, repo
         slots: 1,
         pack: false,
         vm_size: "local".to_owned(),
+        packages: Vec::new(),
         start: None,
     };
-    let known = ["id", "nodes", "slots", "fill", "vm_size", "start"];
+    let known = ["id", "nodes", "slots", "fill", "vm_size", "packages", "start"];
     let Some(fields) = top.get("pool").and_then(|field| field.fields(&known, report)) else { return pool };
     if let Some(id) = read_id(&fields, scope, report) {
         pool.id = id;
@@ -269,6 +270,7 @@ fn read_pool(top: &Fields<'_>, run: &str, names: &Names<'_>, scope: &Scope, repo
             Some(other) => field.problem(report, format!("{other:?} is neither \"spread\" nor \"pack\"")),
         }
     }
+    pool.packages = tasks::read_packages(&fields, scope, report);
     pool.start = fields.get("start").and_then(|field| read_start(&field, names, scope, report));
     pool
 }

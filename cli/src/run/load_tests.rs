@@ -1,7 +1,10 @@
 //! What workflow files may say and which mistakes are named.
 
+use kiln_proto::common::v1::ApplicationPackageReference;
+
 use super::super::model::{Resource, When};
 use super::*;
+use crate::commands::app::package_text;
 
 /// A directory with the files that the tests name.
 fn files() -> tempfile::TempDir {
@@ -39,6 +42,7 @@ pool:
   nodes: 2
   slots: 3
   fill: pack
+  packages: [tool, "other:1.${top}"]
   start: {command: [sh, -c, "echo a b"], resources: script, wait: false, retries: 2}
 job:
   priority: -5
@@ -52,6 +56,7 @@ tasks:
     command: python3 count.py '${file}' --top ${top} > $HOME/$${X}
     env: {INDEX: "${index}"}
     slots: 2
+    packages: "tool:2.0-RC"
     timeout: 5m
     retries: 1
     outputs:
@@ -72,7 +77,10 @@ fn a_whole_file_becomes_a_workflow() {
     assert_eq!(workflow.run, "top-words-abc123");
     let ids: Vec<&str> = workflow.tasks.iter().map(|task| task.id.as_str()).collect();
     assert_eq!(ids, ["count-one", "count-two-words", "again-2", "again-4"]);
+    let packages = |list: &[ApplicationPackageReference]| list.iter().map(package_text).collect::<Vec<_>>();
+    assert_eq!(packages(&workflow.pool.packages), ["tool", "other:1.3"]);
     let task = &workflow.tasks[1];
+    assert_eq!(packages(&task.packages), ["tool:2.0-RC"]);
     assert_eq!(task.command_line, r"/bin/sh -c 'python3 count.py '\''two words.txt'\'' --top 3 > $HOME/${X}'");
     assert_eq!(task.env, [("INDEX".to_owned(), "2".to_owned())]);
     assert_eq!(task.resources[0], Resource::File { input: 0, file: 1 });
@@ -116,6 +124,9 @@ tasks:
     let needs = task.resources.unwrap();
     assert_eq!((needs.cpu_millis, needs.memory_bytes, needs.disk_bytes, needs.gpus), (1500, 2 << 30, 0, 1));
 
+    let wrong = problems("pool: {packages: [\"a/b\"]}\ntasks: [{id: a, command: x, packages: \"t:..\"}]\n");
+    assert!(wrong.contains("pool.packages[0]: ") && wrong.contains("tasks[0].packages: "), "{wrong}");
+
     let alone = problems("job: {release: {command: x}}\ntasks: [{id: a, command: x}]\n");
     assert!(alone.contains("job.release: runs where prepare ran"), "{alone}");
 }
@@ -135,7 +146,7 @@ fn unknown_fields_name_their_neighbours() {
         w.yaml:1:1: nmae: unknown field; did you mean "name"?
         w.yaml:3:5: tasks[0].command: is required
         w.yaml:4:5: tasks[0].comand: unknown field; did you mean "command"?
-        w.yaml:5:5: tasks[0].zzzzzz: unknown field; known here: id, for_each, command, resources, env, depends_on, slots, needs, timeout, retries, outputs
+        w.yaml:5:5: tasks[0].zzzzzz: unknown field; known here: id, for_each, command, resources, packages, env, depends_on, slots, needs, timeout, retries, outputs
         "#);
 }
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use kiln_proto::common::v1::Resources;
+use kiln_proto::common::v1::{ApplicationPackageReference, Resources};
 
 /// A workflow that can be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +82,8 @@ pub struct PoolPart {
     pub pack: bool,
     /// Size in the provider's words.
     pub vm_size: String,
+    /// Application packages that every node installs.
+    pub packages: Vec<ApplicationPackageReference>,
     /// What runs when a node joins.
     pub start: Option<StartPart>,
 }
@@ -211,6 +213,8 @@ pub struct TaskPart {
     pub resources: Vec<Resource>,
     /// Environment.
     pub env: Vec<(String, String)>,
+    /// Application packages that its node installs.
+    pub packages: Vec<ApplicationPackageReference>,
     /// Positions of tasks that have to succeed before.
     pub depends_on: Vec<usize>,
     /// Slots it needs.

@@ -60,6 +60,7 @@ pub fn pool(pool: &PoolPart, signed: &Signed, workflow: &Workflow) -> PoolSpec {
         target_dedicated_nodes: pool.nodes,
         task_slots_per_node: pool.slots,
         node_fill_type: fill.into(),
+        application_packages: pool.packages.clone(),
         start_task: pool.start.as_ref().map(|start| StartTask {
             command_line: start.command_line.clone(),
             resource_files: start.resources.iter().map(|resource| resource_file(resource, signed, workflow)).collect(),
@@ -136,6 +137,7 @@ pub fn task(task: &TaskPart, signed: &Signed, workflow: &Workflow) -> TaskSpec {
             })
             .collect(),
         environment: environment(&task.env),
+        application_packages: task.packages.clone(),
         required_slots: task.slots,
         resources: task.needs,
         depends_on: (!task.depends_on.is_empty()).then(|| TaskDependencies {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use kiln_proto::common::v1::Resources;
+use kiln_proto::common::v1::{ApplicationPackageReference, Resources};
 
 use super::depends::{self, Wish};
 use super::expand::{Scope, near};
 use super::model::{Input, Output, Resource, TaskOutput, TaskPart, When};
 use super::reader::{Field, Fields, Report};
 use super::yaml::Value;
+use crate::commands::app::parse_package;
 use crate::{amounts, command_line};
 
 /// Variables that only templates have; `vars` cannot use their names.
@@ -60,8 +61,20 @@ struct List<'a> {
     wishes: Vec<Wish<'a>>,
 }
 
-const KNOWN: [&str; 11] =
-    ["id", "for_each", "command", "resources", "env", "depends_on", "slots", "needs", "timeout", "retries", "outputs"];
+const KNOWN: [&str; 12] = [
+    "id",
+    "for_each",
+    "command",
+    "resources",
+    "packages",
+    "env",
+    "depends_on",
+    "slots",
+    "needs",
+    "timeout",
+    "retries",
+    "outputs",
+];
 
 fn read_entry<'a>(entry: &Field<'a>, names: &Names<'_>, scope: &Scope, report: &mut Report, list: &mut List<'a>) {
     let Some(fields) = entry.fields(&KNOWN, report) else { return };
@@ -162,6 +175,7 @@ fn read_task<'a>(
     let command_line = read_command(fields, scope, report);
     let mut resources: Vec<Resource> = own.into_iter().collect();
     resources.extend(read_resources(fields, names, scope, report));
+    let packages = read_packages(fields, scope, report);
     let outputs = read_outputs(fields, id.as_deref().unwrap_or_default(), names, scope, report);
     let task = list.tasks.len();
     for field in fields.get("depends_on").map(|field| field.one_or_many(report)).unwrap_or_default() {
@@ -179,6 +193,7 @@ fn read_task<'a>(
         id,
         command_line,
         resources,
+        packages,
         env,
         depends_on: Vec::new(),
         slots,
@@ -240,6 +255,20 @@ pub fn read_command(fields: &Fields<'_>, scope: &Scope, report: &mut Report) -> 
         field.problem(report, "is empty");
     }
     Some(command_line::shell(script.trim_end()))
+}
+
+/// The `packages` field: `APP` or `APP:VERSION`, one or many.
+pub fn read_packages(fields: &Fields<'_>, scope: &Scope, report: &mut Report) -> Vec<ApplicationPackageReference> {
+    let Some(field) = fields.get("packages") else { return Vec::new() };
+    let mut packages = Vec::new();
+    for item in field.one_or_many(report) {
+        let Some(text) = item.text(scope, report) else { continue };
+        match parse_package(&text) {
+            Ok(package) => packages.push(package),
+            Err(message) => item.problem(report, format!("{message}; write APP or APP:VERSION")),
+        }
+    }
+    packages
 }
 
 /// The `resources` field.

@@ -25,6 +25,7 @@ use kiln_proto::job::v1::job_schedule_service_client::JobScheduleServiceClient;
 use kiln_proto::job::v1::job_service_client::JobServiceClient;
 use kiln_proto::monitor::v1::monitor_service_client::MonitorServiceClient;
 use kiln_proto::pool::v1::pool_service_client::PoolServiceClient;
+use kiln_proto::storage::v1::application_service_client::ApplicationServiceClient;
 use kiln_proto::storage::v1::storage_service_client::StorageServiceClient;
 use kiln_tls::ClientTls;
 use tonic::service::interceptor::InterceptedService;
@@ -93,6 +94,10 @@ impl Client {
     service!(
         /// Containers and blobs.
         storage, StorageServiceClient
+    );
+    service!(
+        /// Applications and their packages.
+        applications, ApplicationServiceClient
     );
     service!(
         /// Pools and nodes.

@@ -53,6 +53,8 @@ fn check(kind: &'static str, text: &str, max: usize, extra: &[char]) -> Result<(
         return Err(InvalidId::TooLong { kind, len, max });
     }
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || extra.contains(&c);
+    // Ids become names of files, where one or two dots have a meaning.
+    let allowed = |c: char| allowed(c) && !text.chars().all(|c| c == '.');
     match text.chars().find(|c| !allowed(*c)) {
         Some(character) => Err(InvalidId::Character { kind, text: text.to_owned(), character }),
         None => Ok(()),
@@ -175,6 +177,14 @@ id!(
     /// A task within a job.
     TaskId, "task", MAX_ID_LEN, &[]
 );
+id!(
+    /// An application within an account.
+    ApplicationId, "application", MAX_ID_LEN, &[]
+);
+id!(
+    /// A package: one version of an application.
+    PackageVersion, "version", MAX_ID_LEN, &['.']
+);
 
 impl JobId {
     /// Whether a user may give this id to a new job.
@@ -206,6 +216,15 @@ mod tests {
         assert!(matches!(TaskId::parse("a/b"), Err(InvalidId::Character { character: '/', .. })));
         assert!(matches!(TaskId::parse(&"x".repeat(65)), Err(InvalidId::TooLong { len: 65, .. })));
         assert!(TaskId::parse(&"x".repeat(64)).is_ok());
+    }
+
+    #[test]
+    fn versions_have_dots_but_are_no_directories() {
+        assert_eq!(PackageVersion::parse("1.0-RC.2").unwrap().key(), "1.0-rc.2");
+        for bad in [".", "..", "...", "a/b", "", "1 0"] {
+            assert!(PackageVersion::parse(bad).is_err(), "{bad}");
+        }
+        assert!(ApplicationId::parse("a.b").is_err());
     }
 
     #[test]

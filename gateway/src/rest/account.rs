@@ -5,7 +5,7 @@
 //! they make a pool, so a few usual Linux names are listed and mean "the system
 //! of this deployment's nodes".
 
-use kiln_error::{Error, Kind};
+use kiln_error::Error;
 use kiln_filter::{Filter, Value as FilterValue};
 use serde_json::{Value, json};
 
@@ -72,15 +72,4 @@ pub(super) fn list_node_agent_skus(call: &Call) -> Result<Reply, Error> {
         .filter(|image| image.matches(&filter))
         .map(|image| json!({"id": image.agent, "verifiedImageReferences": [image.reference()], "osType": "linux"}));
     Ok(odata::page(call, "nodeagentskus", values.collect(), ""))
-}
-
-/// Application packages are not there yet, so neither are applications.
-pub(super) fn list_applications(call: &Call) -> Result<Reply, Error> {
-    call.page(super::call::MAX_RESULTS)?;
-    Ok(odata::page(call, "applications", Vec::new(), ""))
-}
-
-pub(super) fn get_application(call: &Call) -> Result<Reply, Error> {
-    let id = call.argument(0);
-    Err(Error::new(Kind::NotFound, "ApplicationNotFound", format!("there is no application {id}")))
 }

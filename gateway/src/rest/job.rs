@@ -9,6 +9,7 @@ use kiln_proto::job::v1::{
     UpdateJobRequest,
 };
 
+use super::application;
 use super::call::{Call, MAX_RESULTS};
 use super::common::read_name_values;
 use super::json::Fields;
@@ -26,6 +27,9 @@ fn changed(status: StatusCode, job: Option<Job>) -> Reply {
 
 pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
     let (id, spec) = job_json::read_new(&call.json()?)?;
+    if let Some(pool) = spec.auto_pool.as_ref().and_then(|auto| auto.pool.as_ref()) {
+        application::check(call, &pool.application_packages).await?;
+    }
     let url = call.view().url(&["jobs", &id]);
     let message = CreateJobRequest { request_id: String::new(), id, spec: Some(spec) };
     let answer = Box::pin(call.backends.jobs().create_job(call.request(message)?)).await?.into_inner();

@@ -15,6 +15,7 @@
 //!   [`pool_info`]: the pool of a job.
 
 pub mod account;
+mod application;
 pub mod auth;
 pub mod call;
 pub mod common;
@@ -191,8 +192,8 @@ impl Rest {
 async fn dispatch(operation: Operation, call: &Call) -> Result<Reply, Error> {
     use Operation as O;
     match operation {
-        O::ApplicationList => account::list_applications(call),
-        O::ApplicationGet => account::get_application(call),
+        O::ApplicationList => application::list(call).await,
+        O::ApplicationGet => application::get(call).await,
         O::SupportedImages => account::list_supported_images(call),
         O::NodeAgentSkus => account::list_node_agent_skus(call),
         O::NodeCounts => node::counts(call).await,

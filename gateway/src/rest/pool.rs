@@ -7,6 +7,7 @@ use kiln_proto::pool::v1::{
     RemoveNodesRequest, ResizePoolRequest, StopResizeRequest, UpdatePoolRequest,
 };
 
+use super::application;
 use super::call::{Call, MAX_RESULTS};
 use super::common::{read_deallocation, read_name_values, read_packages};
 use super::json::Fields;
@@ -28,6 +29,7 @@ fn found(pool: Option<Pool>) -> Result<Pool, Error> {
 
 pub(super) async fn add(call: &Call) -> Result<Reply, Error> {
     let (id, spec) = pool_json::read_new(&call.json()?)?;
+    application::check(call, &spec.application_packages).await?;
     let url = call.view().url(&["pools", &id]);
     let message = CreatePoolRequest { request_id: String::new(), id, spec: Some(spec) };
     let answer = call.backends.pools().create_pool(call.request(message)?).await?.into_inner();
@@ -72,6 +74,7 @@ pub(super) async fn patch(call: &Call) -> Result<Reply, Error> {
     let fields = Fields::root(&body)?;
     pool_json::refuse_fixed(&fields)?;
     let packages = read_packages(&fields)?;
+    application::check(call, &packages).await?;
     let metadata = read_name_values(&fields, "metadata")?;
     let message = UpdatePoolRequest {
         id: call.argument(0),
@@ -90,11 +93,13 @@ pub(super) async fn update_properties(call: &Call) -> Result<Reply, Error> {
     let body = call.json()?;
     let fields = Fields::root(&body)?;
     let start_task = pool_json::read_start_task(&fields)?;
+    let packages = read_packages(&fields)?;
+    application::check(call, &packages).await?;
     let message = UpdatePoolRequest {
         id: call.argument(0),
         clear_start_task: start_task.is_none(),
         start_task,
-        application_packages: Some(PackageList { packages: read_packages(&fields)? }),
+        application_packages: Some(PackageList { packages }),
         metadata: Some(MetadataList { items: read_name_values(&fields, "metadata")? }),
         precondition: call.precondition()?,
         ..UpdatePoolRequest::default()

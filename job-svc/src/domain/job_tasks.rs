@@ -135,7 +135,6 @@ fn check_one(kind: &str, task: Option<&TaskSpec>, default_id: &str) -> Result<()
         (task.exit_conditions.is_some(), "exitConditions"),
         (task.depends_on.is_some(), "dependsOn"),
         (task.multi_instance.is_some(), "multiInstanceSettings"),
-        (!task.application_packages.is_empty(), "applicationPackageReferences"),
         (task.job_access, "authenticationTokenSettings"),
         (task.resources.is_some(), "resources"),
     ] {

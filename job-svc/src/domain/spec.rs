@@ -6,8 +6,10 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use kiln_ids::{JobId, TaskId};
-use kiln_proto::common::v1::{EnvironmentSetting, NameValue, OutputFile, ResourceFile, resource_file::Source};
+use kiln_ids::{ApplicationId, JobId, PackageVersion, TaskId};
+use kiln_proto::common::v1::{
+    ApplicationPackageReference, EnvironmentSetting, NameValue, OutputFile, ResourceFile, resource_file::Source,
+};
 use kiln_proto::job::v1::{
     DependencyAction, JobAction, JobConstraints, JobSpec, MultiInstanceSettings, OnAllTasksComplete, OnTaskFailure,
     TaskConstraints, TaskSpec,
@@ -22,6 +24,8 @@ use super::{Error, dependencies, exit, job_manager, job_tasks};
 pub const MAX_SPEC_BYTES: usize = 1024 * 1024;
 /// Names with values in a job's metadata.
 const MAX_METADATA: usize = 1024;
+/// Application packages of one task.
+const MAX_PACKAGES: usize = 100;
 /// Bytes of a job's spec.
 const MAX_JOB_BYTES: usize = 1024 * 1024;
 /// Slots of the largest node.
@@ -194,6 +198,26 @@ fn check_environment(field: &str, settings: &[EnvironmentSetting]) -> Result<(),
     Ok(())
 }
 
+/// Checks names alone: whether there are such packages is found out by the node, as in Azure.
+fn check_packages(packages: &[ApplicationPackageReference]) -> Result<(), Error> {
+    let name = |field: &str| format!("applicationPackageReferences.{field}");
+    if packages.len() > MAX_PACKAGES {
+        let why = format!("a task has at most {MAX_PACKAGES} application packages");
+        return Err(Error::invalid("applicationPackageReferences", packages.len(), why));
+    }
+    for package in packages {
+        let (application, version) = (&package.application_id, &package.version);
+        if application.is_empty() {
+            return Err(Error::Missing(name("applicationId")));
+        }
+        ApplicationId::parse(application).map_err(|why| Error::bad_id(&name("applicationId"), application, &why))?;
+        if !version.is_empty() {
+            PackageVersion::parse(version).map_err(|why| Error::bad_id(&name("version"), version, &why))?;
+        }
+    }
+    Ok(())
+}
+
 /// Checks the spec of a new task.
 ///
 /// # Errors
@@ -209,14 +233,10 @@ pub fn check_task(spec: &TaskSpec) -> Result<(TaskId, TaskFacts), Error> {
     if spec.command_line.contains('\0') {
         return Err(Error::invalid("commandLine", "", "must not contain NUL"));
     }
-    for (asked, name) in [
-        (spec.container_settings.is_some(), "containerSettings"),
-        (!spec.application_packages.is_empty(), "applicationPackageReferences"),
-    ] {
-        if asked {
-            return Err(Error::Unsupported(name));
-        }
+    if spec.container_settings.is_some() {
+        return Err(Error::Unsupported("containerSettings"));
     }
+    check_packages(&spec.application_packages)?;
     if let Some(on) = &spec.depends_on {
         dependencies::check(&id, on)?;
     }

@@ -3,13 +3,15 @@
 
 use std::collections::VecDeque;
 
-use kiln_proto::common::v1::ExecutionResult;
+use kiln_proto::common::v1::{ExecutionResult, FailureInfo};
 use kiln_proto::pool::v1::{AgentPhase, NodeError, NodeReport, RecentTask, SchedulingState, StartTaskInfo};
 
 use super::drain::is_drained;
 use super::{Agent, timestamp};
 use crate::domain::attempt::Ended;
+use crate::domain::failure::Failure;
 use crate::domain::ledger::Key;
+use crate::wire;
 
 /// Tasks that the view shows.
 const RECENT_TASKS: usize = 10;
@@ -38,11 +40,12 @@ impl Agent {
     }
 
     /// A problem of the node that people should see.
-    pub fn add_error(&self, code: &str, message: String) {
+    pub fn add_error(&self, failure: &Failure) {
         let mut state = self.state();
-        state.errors.retain(|error| error.code != code);
+        state.errors.retain(|error| error.code != failure.code);
         if state.errors.len() < MAX_ERRORS {
-            state.errors.push(NodeError { code: code.to_owned(), message, details: Vec::new() });
+            let FailureInfo { code, message, details, .. } = wire::failure(failure);
+            state.errors.push(NodeError { code, message, details });
         }
         drop(state);
         self.control_due.notify_one();

@@ -5,6 +5,7 @@
 //! environment is not passed on: it may hold secrets of whoever runs the agent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Prefixes of names that belong to the service.
 const RESERVED: [&str; 2] = ["AZ_BATCH_", "KILN_"];
@@ -33,6 +34,8 @@ pub struct NodeFacts {
     pub root_dir: String,
     /// `PATH`.
     pub path: String,
+    /// Variables of the pool's packages.
+    pub packages: Arc<Vec<(String, String)>>,
 }
 
 /// Which task a process belongs to; the start task belongs to none.
@@ -103,6 +106,8 @@ pub struct ProcessFacts<'a> {
     pub traceparent: &'a str,
     /// W3C vendor part of it.
     pub tracestate: &'a str,
+    /// Variables of its own packages.
+    pub packages: &'a [(String, String)],
 }
 
 /// The name under which every process of the agent carries its marker.
@@ -138,6 +143,9 @@ pub fn build<'a>(
         }
     }
 
+    for (name, value) in node.packages.iter().chain(process.packages) {
+        set(name, value);
+    }
     let root = &node.root_dir;
     set("AZ_BATCH_ACCOUNT_NAME", &node.account);
     set("AZ_BATCH_ACCOUNT_URL", &node.batch_url);
@@ -204,6 +212,7 @@ mod tests {
             is_dedicated: true,
             root_dir: "/n/root".into(),
             path: "/bin".into(),
+            packages: Arc::default(),
         }
     }
 
@@ -216,6 +225,7 @@ mod tests {
             marker: "inc/j/t/2",
             traceparent: "00-1-2-01",
             tracestate: "",
+            packages: &[],
         };
         build(&node(), &process, user.iter().copied())
     }
@@ -305,6 +315,7 @@ mod tests {
             marker: "m",
             traceparent: "",
             tracestate: "",
+            packages: &[],
         };
         let variables = build(&node(), &process, [("CCP_NODES", "forged")]);
         for (name, value) in [
@@ -323,6 +334,27 @@ mod tests {
     }
 
     #[test]
+    fn packages_of_pool_and_task_are_told_and_not_to_be_forged() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut node = node();
+        node.packages =
+            Arc::new(vec![pair("AZ_BATCH_APP_PACKAGE_a", "/pool/a"), pair("AZ_BATCH_APP_PACKAGE_b_1", "/pool/b")]);
+        let own = [pair("AZ_BATCH_APP_PACKAGE_a", "/task/a")];
+        let process = ProcessFacts {
+            task: None,
+            task_dir: "/d",
+            working_dir: "/d/wd",
+            marker: "m",
+            traceparent: "",
+            tracestate: "",
+            packages: &own,
+        };
+        let variables = build(&node, &process, [("AZ_BATCH_APP_PACKAGE_b_1", "forged")]);
+        assert_eq!(variables["AZ_BATCH_APP_PACKAGE_a"], "/task/a");
+        assert_eq!(variables["AZ_BATCH_APP_PACKAGE_b_1"], "/pool/b");
+    }
+
+    #[test]
     fn the_start_task_has_no_job() {
         let process = ProcessFacts {
             task: None,
@@ -331,6 +363,7 @@ mod tests {
             marker: "m",
             traceparent: "",
             tracestate: "",
+            packages: &[],
         };
         let variables = build(&node(), &process, []);
         for absent in ["AZ_BATCH_JOB_ID", "AZ_BATCH_TASK_ID", "KILN_TASK_ATTEMPT", "TRACEPARENT"] {

@@ -9,6 +9,7 @@
 //! - [`glob`]: which files an output file pattern means; [`paths`]: targets
 //!   that stay below their directory.
 //! - [`identity`]: as whom a process runs; [`limits`]: what it may use.
+//! - [`packages`]: names of packages' variables, and what of a zip may become a file.
 //! - [`failure`]: what is reported when something goes wrong.
 
 pub mod attempt;
@@ -22,4 +23,5 @@ pub mod lease;
 pub mod ledger;
 pub mod limits;
 pub mod node_task;
+pub mod packages;
 pub mod paths;

@@ -282,7 +282,16 @@ async fn beginning(mut response: Response) -> Vec<u8> {
 ///
 /// # Errors
 /// It is larger, no UTF-8, or breaks off.
-pub async fn text(mut response: Response, limit: usize) -> Result<String, TryError> {
+pub async fn text(response: Response, limit: usize) -> Result<String, TryError> {
+    let bytes = bytes(response, limit).await?;
+    String::from_utf8(bytes).map_err(|_| TryError::Final(TransferError::Other("the answer is not UTF-8".to_owned())))
+}
+
+/// A whole body that is not larger than `limit`.
+///
+/// # Errors
+/// It is larger, or breaks off.
+pub async fn bytes(mut response: Response, limit: usize) -> Result<Vec<u8>, TryError> {
     let mut bytes = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(request_error)? {
         if bytes.len() + piece.len() > limit {
@@ -290,7 +299,7 @@ pub async fn text(mut response: Response, limit: usize) -> Result<String, TryErr
         }
         bytes.extend_from_slice(&piece);
     }
-    String::from_utf8(bytes).map_err(|_| TryError::Final(TransferError::Other("the answer is not UTF-8".to_owned())))
+    Ok(bytes)
 }
 
 /// A file of ours cannot be written or read.

@@ -8,6 +8,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use kiln_proto::storage::v1::ResolvedPackage;
+use prost::Message;
 
 #[derive(Debug, Default)]
 pub struct Store {
@@ -21,6 +23,8 @@ pub struct Store {
     pub tokens: Mutex<Vec<String>>,
     /// A wrong Content-MD5 is sent with these, so many times.
     pub wrong_md5: Mutex<HashMap<String, u32>>,
+    /// What references (`app:version`, `app:`) mean.
+    pub packages: Mutex<HashMap<String, ResolvedPackage>>,
     blocks: Mutex<HashMap<String, Bytes>>,
 }
 
@@ -29,6 +33,27 @@ impl Store {
         let mut blobs = self.blobs.lock().unwrap();
         let version = blobs.get(path).map_or(1, |(_, version)| version + 1);
         blobs.insert(path.to_owned(), (content.into(), version));
+    }
+
+    /// Makes a reference mean this zip.
+    pub fn put_package(&self, application: &str, version: &str, as_default: bool, zip: Vec<u8>) {
+        let blob = format!("{application}/{version}/{}.zip", self.packages.lock().unwrap().len());
+        let path = format!("/acc/$packages/{blob}");
+        let content_length = zip.len() as u64;
+        self.put(&path, zip);
+        let resolved = ResolvedPackage {
+            application_id: application.to_owned(),
+            version: version.to_owned(),
+            etag: format!("v{}", self.blobs.lock().unwrap()[&path].1),
+            blob,
+            content_length,
+            content_md5: Vec::new(),
+        };
+        let mut packages = self.packages.lock().unwrap();
+        if as_default {
+            packages.insert(format!("{application}:"), resolved.clone());
+        }
+        packages.insert(format!("{application}:{version}"), resolved);
     }
 
     pub fn get(&self, path: &str) -> Option<Bytes> {
@@ -91,6 +116,13 @@ fn respond(
     if query.get("sig").is_some_and(|sig| sig == "bad") {
         return StatusCode::FORBIDDEN.into_response();
     }
+    if path.ends_with("/$packages") && query.get("restype").is_some_and(|kind| kind == "package") {
+        let reference = format!("{}:{}", query["application"], query["version"]);
+        return match store.packages.lock().unwrap().get(&reference) {
+            Some(found) => found.encode_to_vec().into_response(),
+            None => (StatusCode::NOT_FOUND, [("x-ms-error-code", "ApplicationNotFound")]).into_response(),
+        };
+    }
     let comp = query.get("comp").map(String::as_str);
     match (method, comp) {
         (&Method::GET, Some("list")) => list(store, path, query),
@@ -100,6 +132,9 @@ fn respond(
             let etag = format!("\"v{version}\"");
             if headers.get("if-none-match").is_some_and(|known| known.to_str().unwrap() == etag) {
                 return StatusCode::NOT_MODIFIED.into_response();
+            }
+            if headers.get("if-match").is_some_and(|wanted| wanted.to_str().unwrap() != etag) {
+                return StatusCode::PRECONDITION_FAILED.into_response();
             }
             let mut response = Response::builder().header("etag", etag);
             if let Some(times) = store.wrong_md5.lock().unwrap().get_mut(path)

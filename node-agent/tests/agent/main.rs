@@ -9,6 +9,7 @@ mod files;
 mod instances;
 mod job_tasks;
 mod line;
+mod packages;
 mod record;
 mod service;
 mod start_task;

@@ -367,11 +367,21 @@ impl World {
     /// Services and an agent with other settings.
     pub async fn start_as(settings: NodeSettings, change: impl FnOnce(&mut Config)) -> Self {
         let mut world = Self::services(settings).await;
-        let mut config = Config::new(world.join.clone());
+        world.start_agent_as(change);
+        world
+    }
+
+    /// The agent of the services.
+    pub fn start_agent(&mut self) {
+        self.start_agent_as(|_| {});
+    }
+
+    /// As [`World::start_agent`], with other settings.
+    pub fn start_agent_as(&mut self, change: impl FnOnce(&mut Config)) {
+        let mut config = Config::new(self.join.clone());
         config.settings.transfer_tries = 3;
         change(&mut config);
-        world.agent = Some(kiln_telemetry::spawn(run(config, world.shutdown.clone())));
-        world
+        self.agent = Some(kiln_telemetry::spawn(run(config, self.shutdown.clone())));
     }
 
     /// An agent that is ready for tasks.
@@ -383,9 +393,15 @@ impl World {
     }
 
     pub async fn connected(&self) {
+        self.reconnected(1).await;
+    }
+
+    /// Waits for the work stream number `times`.
+    pub async fn reconnected(&self, times: usize) {
         eventually("the work stream", || async {
             let work = self.log.work.lock().unwrap();
-            work.iter().any(|message| matches!(message, work_up::Message::Hello(_))).then_some(())
+            let hellos = work.iter().filter(|message| matches!(message, work_up::Message::Hello(_))).count();
+            (hellos >= times).then_some(())
         })
         .await;
     }

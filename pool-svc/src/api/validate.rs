@@ -223,16 +223,27 @@ fn resource_file(file: &common::ResourceFile) -> Result<usize, Error> {
 /// Application packages of a pool.
 ///
 /// # Errors
-/// If there are too many or one has no application.
+/// If there are too many, or one has names that cannot be those of a package.
 pub fn packages(packages: &[common::ApplicationPackageReference]) -> Result<(), Error> {
     if packages.len() > MAX_PACKAGES {
         let why = format!("a pool has at most {MAX_PACKAGES} application packages");
         return Err(Error::invalid_property("application_packages", packages.len(), why));
     }
-    match packages.iter().find(|package| package.application_id.is_empty()) {
-        Some(_) => Err(Error::missing_property("application_packages.application_id")),
-        None => Ok(()),
+    for package in packages {
+        if package.application_id.is_empty() {
+            return Err(Error::missing_property("application_packages.application_id"));
+        }
+        let bad = |name: &str, value: &str, why: kiln_ids::InvalidId| {
+            Error::invalid_property(&format!("application_packages.{name}"), value, why.to_string())
+        };
+        let (application, version) = (&package.application_id, &package.version);
+        kiln_ids::ApplicationId::parse(application).map_err(|why| bad("application_id", application, why))?;
+        // None: whatever is the default when a node joins.
+        if !version.is_empty() {
+            kiln_ids::PackageVersion::parse(version).map_err(|why| bad("version", version, why))?;
+        }
     }
+    Ok(())
 }
 
 /// Names with values that mean nothing to the service.
@@ -337,7 +348,7 @@ mod tests {
     fn specifications_are_checked_field_by_field() {
         let task = |command: &str| StartTask { command_line: command.to_owned(), ..StartTask::default() };
         type Wrong = (&'static str, fn(&mut PoolSpec));
-        let cases: [Wrong; 14] = [
+        let cases: [Wrong; 17] = [
             ("target_dedicated_nodes", |spec| spec.target_dedicated_nodes = -1),
             ("target_low_priority_nodes", |spec| spec.target_low_priority_nodes = 10_001),
             ("task_slots_per_node", |spec| spec.task_slots_per_node = 257),
@@ -357,6 +368,18 @@ mod tests {
             }),
             ("application_packages", |spec| {
                 spec.application_packages = vec![common::ApplicationPackageReference::default(); 11];
+            }),
+            ("application_packages.application_id", |spec| {
+                spec.application_packages = vec![common::ApplicationPackageReference::default()];
+            }),
+            ("application_packages.application_id", |spec| {
+                let application_id = "a/b".to_owned();
+                spec.application_packages =
+                    vec![common::ApplicationPackageReference { application_id, version: String::new() }];
+            }),
+            ("application_packages.version", |spec| {
+                let (application_id, version) = ("a".to_owned(), "..".to_owned());
+                spec.application_packages = vec![common::ApplicationPackageReference { application_id, version }];
             }),
             ("user_accounts.name", |spec| {
                 spec.user_accounts =

@@ -13,6 +13,7 @@ use super::header_case::Cases;
 use super::{DataPlane, leases};
 use crate::domain::StorageError;
 use crate::domain::access::Operation;
+use crate::domain::application;
 use crate::domain::model::Account;
 use crate::domain::names;
 use crate::domain::query::Query;
@@ -320,6 +321,9 @@ fn operation(
             _ => return unknown_comp(),
         }
     } else if place.blob.is_empty() {
+        if restype == kiln_package::RESTYPE && place.container == application::CONTAINER {
+            return if reading { Ok(O::ResolvePackage) } else { Err(StorageError::UnsupportedHttpVerb) };
+        }
         if restype != "container" {
             return Err(StorageError::InvalidQueryParameterValue { name: "restype", value: restype.to_owned() });
         }

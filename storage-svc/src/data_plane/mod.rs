@@ -2,8 +2,8 @@
 //!
 //! A request is understood ([`call`]), authorised ([`auth`]), and answered by
 //! the handlers of its subject: [`containers`], [`blobs`], [`blocks`],
-//! [`append`], [`snapshots`], [`copies`], [`leases`], [`service`]. Bodies stream in
-//! ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
+//! [`append`], [`snapshots`], [`copies`], [`leases`], [`packages`], [`service`]. Bodies
+//! stream in ([`input`]) and out; [`headers`], [`xml`] and [`reply`] are the
 //! wire forms.
 
 mod append;
@@ -20,6 +20,7 @@ mod headers;
 mod input;
 mod leases;
 mod marker;
+mod packages;
 mod reply;
 mod service;
 mod snapshots;
@@ -196,6 +197,7 @@ async fn authorised(plane: &DataPlane, call: &Call, input: &mut Input) -> Answer
         Operation::DeleteContainer => job.delete_container().await,
         Operation::LeaseContainer | Operation::BreakContainerLease => job.lease_container().await,
         Operation::ListBlobs => job.list_blobs().await,
+        Operation::ResolvePackage => job.resolve_package().await,
         Operation::PutBlob => job.put_blob(input).await,
         Operation::CopyBlob => job.copy_blob().await,
         Operation::AbortCopy => job.abort_copy().await,

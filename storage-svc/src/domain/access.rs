@@ -9,7 +9,7 @@ use super::sas::{SasGrant, SasScope};
 
 /// Every operation of the data plane, also the label of metrics and spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // Azure's names.
+#[allow(missing_docs)] // Azure's names, but for ResolvePackage.
 pub enum Operation {
     Preflight,
     ListContainers,
@@ -26,6 +26,7 @@ pub enum Operation {
     LeaseContainer,
     BreakContainerLease,
     ListBlobs,
+    ResolvePackage,
     PutBlob,
     CopyBlob,
     AbortCopy,
@@ -97,6 +98,7 @@ impl Operation {
             O::LeaseContainer => "LeaseContainer",
             O::BreakContainerLease => "BreakContainerLease",
             O::ListBlobs => "ListBlobs",
+            O::ResolvePackage => "ResolvePackage",
             O::PutBlob => "PutBlob",
             O::CopyBlob => "CopyBlob",
             O::AbortCopy => "AbortCopy",
@@ -136,7 +138,8 @@ impl Operation {
             | O::DeleteContainer
             | O::LeaseContainer
             | O::BreakContainerLease
-            | O::ListBlobs => Resource::Container,
+            | O::ListBlobs
+            | O::ResolvePackage => Resource::Container,
             O::PutBlob
             | O::CopyBlob
             | O::AbortCopy
@@ -171,7 +174,7 @@ impl Operation {
             O::GetContainerProperties | O::GetContainerMetadata => "r",
             O::SetContainerMetadata | O::LeaseContainer | O::LeaseBlob => "w",
             O::BreakContainerLease | O::BreakBlobLease => "wd",
-            O::GetContainerAcl | O::SetContainerAcl => "",
+            O::GetContainerAcl | O::SetContainerAcl | O::ResolvePackage => "",
             // It is answered before anybody is asked who they are.
             O::Preflight => "",
             O::DeleteContainer | O::DeleteBlob => "d",
@@ -207,7 +210,10 @@ impl Operation {
     }
 
     fn reads_container(self) -> bool {
-        matches!(self, Self::ListBlobs | Self::GetContainerProperties | Self::GetContainerMetadata)
+        matches!(
+            self,
+            Self::ListBlobs | Self::GetContainerProperties | Self::GetContainerMetadata | Self::ResolvePackage
+        )
     }
 }
 
@@ -325,6 +331,7 @@ mod tests {
             ("racwdl", O::CreateContainer, "AuthorizationFailure", "AuthorizationFailure"),
             ("racwdl", O::DeleteContainer, "AuthorizationFailure", "AuthorizationFailure"),
             ("racwdl", O::SetContainerAcl, "AuthorizationFailure", "AuthorizationFailure"),
+            ("racwdl", O::ResolvePackage, "AuthorizationFailure", "AuthorizationFailure"),
             ("racwdl", O::ListContainers, "AuthorizationFailure", "AuthorizationFailure"),
         ] {
             let check = |scope| code(sas(scope, permissions).check(operation, PublicAccess::Private));
@@ -373,6 +380,7 @@ mod tests {
         }
         assert_eq!(code(Grant::Node.check(O::GetBlob, PublicAccess::Private)), "yes");
         assert_eq!(code(Grant::Node.check(O::ListBlobs, PublicAccess::Private)), "yes");
+        assert_eq!(code(Grant::Node.check(O::ResolvePackage, PublicAccess::Private)), "yes");
         for operation in [O::PutBlob, O::DeleteBlob, O::ListContainers, O::CreateContainer] {
             assert_eq!(code(Grant::Node.check(operation, PublicAccess::Private)), "AuthorizationPermissionMismatch");
         }

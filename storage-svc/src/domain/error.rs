@@ -6,6 +6,8 @@
 use kiln_error::{Error, Kind};
 use kiln_store::StoreError;
 
+use super::application::ApplicationError;
+
 /// Why a request was refused or failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[allow(missing_docs)] // Each variant's text says what it is.
@@ -156,6 +158,8 @@ pub enum StorageError {
     LeaseIsBrokenAndCannotBeRenewed,
     #[error("The account is not valid: {0}")]
     InvalidAccount(String),
+    #[error(transparent)]
+    Application(#[from] ApplicationError),
     #[error("The server is busy; nothing was changed, please try again.")]
     ServerBusy,
     #[error("The server encountered an internal error.")]
@@ -254,6 +258,7 @@ impl StorageError {
             E::LeaseIsBreakingAndCannotBeChanged => ("LeaseIsBreakingAndCannotBeChanged", 409, K::FailedPrecondition),
             E::LeaseIsBrokenAndCannotBeRenewed => ("LeaseIsBrokenAndCannotBeRenewed", 409, K::FailedPrecondition),
             E::InvalidAccount(_) => ("InvalidInput", 400, K::InvalidArgument),
+            E::Application(error) => error.parts(),
             E::ServerBusy => ("ServerBusy", 503, K::Unavailable),
             E::InternalError => ("InternalError", 500, K::Internal),
         }
@@ -294,6 +299,7 @@ impl StorageError {
                 vec![("XmlNodeName", (*node).to_owned()), ("XmlNodeValue", value.clone())]
             }
             E::UnsupportedXmlNode(name) => vec![("XmlNodeName", (*name).to_owned())],
+            E::Application(error) => error.details(),
             _ => Vec::new(),
         }
     }

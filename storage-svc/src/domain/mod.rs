@@ -9,10 +9,12 @@
 //! - [`resumable`]: uploads that go on after a break;
 //! - [`copy_source`]: from where copies may come; [`cors`]: scripts of other origins;
 //! - [`query`]: query strings as Azure reads them;
+//! - [`application`]: packages that nodes install;
 //! - [`error`]: everything that can be wrong with a request.
 
 pub mod access;
 pub mod append;
+pub mod application;
 pub mod condition;
 pub mod copy_source;
 pub mod cors;

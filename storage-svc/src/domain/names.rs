@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine;
 
 use super::StorageError;
+use super::application;
 
 /// Characters of a container name.
 const CONTAINER_LEN: std::ops::RangeInclusive<usize> = 3..=63;
@@ -34,7 +35,7 @@ pub fn check_account(name: &str) -> Result<(), StorageError> {
 /// # Errors
 /// Its length or a character is not allowed.
 pub fn check_container(name: &str) -> Result<(), StorageError> {
-    if matches!(name, "$root" | "$web" | "$logs") {
+    if matches!(name, "$root" | "$web" | "$logs" | application::CONTAINER) {
         return Ok(());
     }
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';

@@ -2,11 +2,12 @@
 //!
 //! [`Storage`] joins the catalogue and the objects: bytes first, durable, then
 //! the row that names them. [`upload`] and [`append`] receive, [`download`] sends,
-//! [`copy`] does both, also with what is on other servers ([`remote`]); the rest
-//! passes to the catalogue with a stamp.
+//! [`copy`] does both, also with what is on other servers ([`remote`]); [`applications`] make
+//! zips packages; the rest passes to the catalogue with a stamp.
 
 mod accounts;
 mod append;
+mod applications;
 mod copy;
 mod download;
 pub mod keys;
@@ -28,6 +29,7 @@ use crate::objects::remote::UploadLog;
 use crate::store::{Catalogue, Stamp};
 
 pub use append::AppendBlock;
+pub use applications::PackageName;
 pub use copy::CopyBytes;
 pub use download::{ByteStream, Download};
 pub use remote::Remote;

@@ -35,6 +35,7 @@ pub async fn all(catalogue: &dyn Catalogue) {
     leases::all(catalogue).await;
     places(catalogue).await;
     copies::all(catalogue).await;
+    super::application_conformance::all(catalogue).await;
 }
 
 pub(super) fn stamp(account: &str, etag: &str) -> Stamp {

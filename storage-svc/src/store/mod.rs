@@ -12,6 +12,9 @@
 //!   announces itself in the outbox in one transaction.
 
 #[cfg(test)]
+mod application_conformance;
+mod applications;
+#[cfg(test)]
 pub mod conformance;
 #[cfg(test)]
 pub mod kind_conformance;
@@ -34,6 +37,7 @@ use crate::domain::model::{
 };
 use crate::domain::names::Metadata;
 
+pub use applications::ApplicationCatalogue;
 pub use sql::SqlCatalogue;
 
 /// What every write carries.
@@ -318,7 +322,7 @@ pub struct Blocks {
 
 /// See the module.
 #[async_trait]
-pub trait Catalogue: fmt::Debug + Send + Sync + 'static {
+pub trait Catalogue: ApplicationCatalogue + fmt::Debug + Send + Sync + 'static {
     /// Creates the account or replaces its keys.
     async fn put_account(&self, account: Account) -> Result<(), StorageError>;
     /// The account, its name compared without case.

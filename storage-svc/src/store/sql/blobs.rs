@@ -3,6 +3,7 @@
 use kiln_store::sql::{Connection, params};
 use kiln_time::Timestamp;
 
+use super::applications;
 use super::rows::{self, Key, Outcome, Sql};
 use super::snapshots;
 use crate::domain::StorageError;
@@ -22,6 +23,7 @@ pub fn with_content(c: &Connection, of: &Key) -> Outcome<(Blob, Content)> {
 
 pub fn put(c: &Connection, stamp: &Stamp, new: NewBlob, guard: &Guard) -> Outcome<Once<Blob>> {
     rows::once(c, stamp, "PutBlob", || {
+        applications::check_put(c, &stamp.account, &new.container, &new.name)?;
         let (container_id, _) = rows::container(c, &stamp.account, &new.container)?;
         let current = rows::blob(c, container_id, &new.container, &new.name)?;
         let lease = check_guard(guard, current.as_ref().map(|(_, blob)| blob), stamp)?;
@@ -71,6 +73,7 @@ pub fn check_lease(guard: &Guard, current: Option<&Blob>, stamp: &Stamp) -> Outc
 
 /// Whether an existing blob may be written or deleted; gives it with the lease it has then.
 pub fn writable(c: &Connection, stamp: &Stamp, container: &str, name: &str, guard: &Guard) -> Outcome<(i64, Blob)> {
+    applications::check_change(container)?;
     let (container_id, _) = rows::container(c, &stamp.account, container)?;
     let Some((id, mut blob)) = rows::blob(c, container_id, container, name)? else {
         condition::check_write(&guard.conditions, None)?;
@@ -120,6 +123,7 @@ pub fn change(
 
 /// Chooses a tier; neither ETag nor time of the blob change.
 pub fn set_tier(c: &Connection, of: &Key, now: Timestamp, tier: Tier, lease: Option<&str>) -> Outcome<()> {
+    applications::check_change(&of.container)?;
     let (container_id, _) = rows::container(c, &of.account, &of.container)?;
     let (_, blob) = of.get(c)?;
     blob.lease.check_read(Leased::Blob, lease, now)?;
@@ -150,6 +154,7 @@ pub fn delete(
     what: Deletion,
 ) -> Outcome<()> {
     rows::once(c, stamp, "DeleteBlob", || {
+        applications::check_change(container)?;
         let (container_id, _) = rows::container(c, &stamp.account, container)?;
         let found = match what {
             Deletion::Blob | Deletion::WithSnapshots => Some(writable(c, stamp, container, name, guard)?),

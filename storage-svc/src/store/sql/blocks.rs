@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use kiln_store::sql::{Connection, OptionalExtension, params};
 
+use super::applications;
 use super::blobs::{CREATED, check_guard, check_lease};
 use super::rows::{self, Key, Outcome, Sql};
 use crate::domain::StorageError;
@@ -14,6 +15,7 @@ use crate::domain::names;
 use crate::store::{BlockList, Blocks, Guard, NewBlock, Stamp};
 
 pub fn put(c: &Connection, stamp: &Stamp, block: &NewBlock, guard: &Guard) -> Outcome<()> {
+    applications::check_put(c, &stamp.account, &block.container, &block.blob)?;
     let (container_id, _) = rows::container(c, &stamp.account, &block.container)?;
     let current = rows::blob(c, container_id, &block.container, &block.blob)?.map(|(_, blob)| blob);
     if let Some(blob) = &current {
@@ -77,6 +79,7 @@ pub fn commit(c: &Connection, stamp: &Stamp, list: BlockList, guard: &Guard) -> 
     if list.blocks.len() > MAX_BLOCKS {
         return Err(StorageError::BlockListTooLong(MAX_BLOCKS));
     }
+    applications::check_put(c, &stamp.account, &list.container, &list.name)?;
     let (container_id, _) = rows::container(c, &stamp.account, &list.container)?;
     let current = rows::blob(c, container_id, &list.container, &list.name)?;
     let lease = check_guard(guard, current.as_ref().map(|(_, blob)| blob), stamp)?;

@@ -3,6 +3,7 @@
 use kiln_auth::SecretKey;
 use kiln_store::sql::{Connection, OptionalExtension, params};
 
+use super::applications;
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
 use crate::domain::condition;
@@ -56,30 +57,38 @@ pub fn only_account(c: &Connection) -> Outcome<Option<Account>> {
 
 pub fn create(c: &Connection, stamp: &Stamp, container: Container) -> Outcome<Once<Container>> {
     rows::once(c, stamp, "CreateContainer", || {
+        applications::check_change(&container.name)?;
         if rows::find_container(c, &stamp.account, &container.name)?.is_some() {
             return Err(StorageError::ContainerAlreadyExists);
         }
         let container = Container { etag: stamp.etag.clone(), last_modified: stamp.now, ..container };
-        c.prepare_cached(
-            "INSERT INTO containers (account, name, etag, modified, metadata, public_access, policies)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        )
-        .sql()?
-        .execute(params![
-            stamp.account.to_ascii_lowercase(),
-            container.name,
-            container.etag,
-            container.last_modified.as_micros(),
-            rows::to_json(&container.metadata)?,
-            rows::public_access_number(container.public_access),
-            rows::to_json(&container.policies)?,
-        ])
-        .sql()?;
+        insert(c, &stamp.account, &container)?;
         Ok(container)
     })
 }
 
+/// Writes the row of a container that does not exist.
+pub fn insert(c: &Connection, account: &str, container: &Container) -> Outcome<()> {
+    c.prepare_cached(
+        "INSERT INTO containers (account, name, etag, modified, metadata, public_access, policies)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )
+    .sql()?
+    .execute(params![
+        account.to_ascii_lowercase(),
+        container.name,
+        container.etag,
+        container.last_modified.as_micros(),
+        rows::to_json(&container.metadata)?,
+        rows::public_access_number(container.public_access),
+        rows::to_json(&container.policies)?,
+    ])
+    .sql()?;
+    Ok(())
+}
+
 pub fn change(c: &Connection, stamp: &Stamp, name: &str, guard: &Guard, change: ContainerChange) -> Outcome<Container> {
+    applications::check_change(name)?;
     let (id, mut container) = rows::container(c, &stamp.account, name)?;
     condition::check_write(&guard.conditions, Some(container.version()))?;
     // A lease keeps a container from being deleted, not from being changed.
@@ -114,6 +123,7 @@ pub fn change(c: &Connection, stamp: &Stamp, name: &str, guard: &Guard, change: 
 
 pub fn delete(c: &Connection, stamp: &Stamp, name: &str, guard: &Guard) -> Outcome<()> {
     rows::once(c, stamp, "DeleteContainer", || {
+        applications::check_change(name)?;
         let (id, container) = rows::container(c, &stamp.account, name)?;
         condition::check_write(&guard.conditions, Some(container.version()))?;
         container.lease.check_write(Leased::Container, guard.lease.as_deref(), stamp.now)?;

@@ -5,6 +5,7 @@
 
 use kiln_store::sql::Connection;
 
+use super::applications;
 use super::blobs::{CREATED, check_guard};
 use super::rows::{self, Key, Outcome};
 use crate::domain::StorageError;
@@ -13,6 +14,7 @@ use crate::domain::model::{Blob, ChosenTier, Content};
 use crate::store::{CopyFrom, CopyInto, Guard, Stamp};
 
 pub fn copy(c: &Connection, stamp: &Stamp, from: &CopyFrom, into: CopyInto, guard: &Guard) -> Outcome<Blob> {
+    applications::check_put(c, &stamp.account, &into.container, &into.name)?;
     let (container_id, _) = rows::container(c, &stamp.account, &into.container)?;
     let current = rows::blob(c, container_id, &into.container, &into.name)?;
     let lease = check_guard(guard, current.as_ref().map(|(_, blob)| blob), stamp)?;

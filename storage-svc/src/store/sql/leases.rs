@@ -3,6 +3,7 @@
 use kiln_etag::Conditions;
 use kiln_store::sql::{Connection, params};
 
+use super::applications;
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
 use crate::domain::condition;
@@ -17,6 +18,7 @@ pub fn of_container(
     conditions: &Conditions,
     action: &LeaseAction,
 ) -> Outcome<(Container, LeaseAnswer)> {
+    applications::check_change(name)?;
     let (id, mut container) = rows::container(c, &stamp.account, name)?;
     condition::check_write(conditions, Some(container.version()))?;
     let (lease, answer) = container.lease.apply(action, stamp.now)?;
@@ -36,6 +38,7 @@ pub fn of_blob(
     conditions: &Conditions,
     action: &LeaseAction,
 ) -> Outcome<(Blob, LeaseAnswer)> {
+    applications::check_change(container)?;
     let (container_id, _) = rows::container(c, &stamp.account, container)?;
     let Some((id, mut blob)) = rows::blob(c, container_id, container, name)? else {
         condition::check_write(conditions, None)?;

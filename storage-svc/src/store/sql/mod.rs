@@ -2,9 +2,11 @@
 //!
 //! [`SqlCatalogue`] opens the file and hands each call to a function of the
 //! same name: [`containers`], [`blobs`], [`snapshots`], [`blocks`], [`append`],
-//! [`copies`], [`leases`], [`list`], [`places`], [`properties`], [`upkeep`]; what they share (rows, garbage, events, request ids) is in [`rows`].
+//! [`copies`], [`leases`], [`list`], [`places`], [`properties`], [`applications`], [`upkeep`]; what they share (rows, garbage, events,
+//! request ids) is in [`rows`].
 
 mod append;
+mod applications;
 mod blobs;
 mod blocks;
 mod containers;
@@ -21,14 +23,16 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use kiln_etag::Conditions;
+use kiln_ids::{ApplicationId, PackageVersion};
 use kiln_store::{Database, Durability, Migration, StoreConfig, StoreError};
 use kiln_time::Timestamp;
 
 use super::{
-    Appended, BlobChange, BlobEntry, BlobPosition, BlobQuery, BlockList, Blocks, Catalogue, ContainerChange, CopyFrom,
-    CopyInto, Deletion, Guard, LooseRun, NewBlob, NewBlock, NewPiece, Once, Page, Stamp,
+    Appended, ApplicationCatalogue, BlobChange, BlobEntry, BlobPosition, BlobQuery, BlockList, Blocks, Catalogue,
+    ContainerChange, CopyFrom, CopyInto, Deletion, Guard, LooseRun, NewBlob, NewBlock, NewPiece, Once, Page, Stamp,
 };
 use crate::domain::StorageError;
+use crate::domain::application::{Application, ApplicationChange, Package, PackageContent};
 use crate::domain::cors::{PropertiesChange, ServiceProperties};
 use crate::domain::lease::{LeaseAction, LeaseAnswer};
 use crate::domain::model::{Account, Address, Blob, Container, Content, ObjectKey, OpenUpload, Tier};
@@ -37,6 +41,7 @@ use crate::domain::names::Metadata;
 const SCHEMA: &str = include_str!("../schema.sql");
 const LEASES: &str = include_str!("../leases.sql");
 const SERVICE_PROPERTIES: &str = include_str!("../service_properties.sql");
+const APPLICATIONS: &str = include_str!("../applications.sql");
 const MIGRATIONS: &[Migration] = &[
     Migration::new(1, kiln_store::outbox::SCHEMA),
     Migration::new(2, kiln_store::requests::SCHEMA),
@@ -45,6 +50,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration::new(5, SERVICE_PROPERTIES),
     Migration::new(6, include_str!("../kinds.sql")),
     Migration::new(7, include_str!("../places.sql")),
+    Migration::new(8, APPLICATIONS),
 ];
 
 /// See the module.
@@ -319,6 +325,79 @@ impl Catalogue for SqlCatalogue {
 
     async fn tidy(&self, now: Timestamp) -> Result<bool, StorageError> {
         self.database.write(move |c| upkeep::tidy(c, now)).await
+    }
+}
+
+#[async_trait]
+impl ApplicationCatalogue for SqlCatalogue {
+    async fn create_application(
+        &self,
+        stamp: Stamp,
+        application: Application,
+    ) -> Result<Once<Application>, StorageError> {
+        self.database.write(move |c| applications::create(c, &stamp, application)).await
+    }
+
+    async fn application(&self, account: &str, id: &ApplicationId) -> Result<Application, StorageError> {
+        let (account, id) = (account.to_owned(), id.clone());
+        self.database.read(move |c| applications::get(c, &account, &id)).await
+    }
+
+    async fn list_applications(
+        &self,
+        account: &str,
+        after: &str,
+        limit: usize,
+    ) -> Result<Page<Application>, StorageError> {
+        let (account, after) = (account.to_owned(), after.to_owned());
+        self.database.read(move |c| applications::list(c, &account, &after, limit)).await
+    }
+
+    async fn change_application(
+        &self,
+        stamp: Stamp,
+        id: &ApplicationId,
+        change: ApplicationChange,
+    ) -> Result<Application, StorageError> {
+        let id = id.clone();
+        self.database.write(move |c| applications::change(c, &stamp, &id, change)).await
+    }
+
+    async fn delete_application(&self, stamp: Stamp, id: &ApplicationId) -> Result<(), StorageError> {
+        let id = id.clone();
+        self.database.write(move |c| applications::delete(c, &stamp, &id)).await
+    }
+
+    async fn create_package(
+        &self,
+        stamp: Stamp,
+        id: &ApplicationId,
+        version: &PackageVersion,
+        pending: String,
+    ) -> Result<Package, StorageError> {
+        let (id, version) = (id.clone(), version.clone());
+        self.database.write(move |c| applications::create_package(c, &stamp, &id, &version, pending)).await
+    }
+
+    async fn activate_package(
+        &self,
+        stamp: Stamp,
+        id: &ApplicationId,
+        version: &PackageVersion,
+        content: PackageContent,
+    ) -> Result<Package, StorageError> {
+        let (id, version) = (id.clone(), version.clone());
+        self.database.write(move |c| applications::activate_package(c, &stamp, &id, &version, content)).await
+    }
+
+    async fn delete_package(
+        &self,
+        stamp: Stamp,
+        id: &ApplicationId,
+        version: &PackageVersion,
+    ) -> Result<(), StorageError> {
+        let (id, version) = (id.clone(), version.clone());
+        self.database.write(move |c| applications::delete_package(c, &stamp, &id, &version)).await
     }
 }
 

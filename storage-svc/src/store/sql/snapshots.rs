@@ -3,6 +3,7 @@
 use kiln_store::sql::{Connection, params};
 use kiln_time::Timestamp;
 
+use super::applications;
 use super::rows::{self, Outcome, Sql};
 use crate::domain::StorageError;
 use crate::domain::condition;
@@ -21,6 +22,7 @@ pub fn take(
     guard: &Guard,
     metadata: Option<Metadata>,
 ) -> Outcome<Blob> {
+    applications::check_change(container)?;
     let (container_id, _) = rows::container(c, &stamp.account, container)?;
     let Some((id, mut blob)) = rows::blob(c, container_id, container, name)? else {
         condition::check_write(&guard.conditions, None)?;
