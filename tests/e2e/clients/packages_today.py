@@ -2,6 +2,7 @@
 """Application packages with the SDK of today; the test has made "Tool" with the versions 1.0 (default) and 2.0."""
 
 import azure.batch.models as batchmodels
+from azure.batch.models._models import BatchNodeRebootOptions
 from azure.core.exceptions import HttpResponseError, ResourceNotFoundError
 
 from today import account_client, in_pool, stdout, task, task_of, until, virtual_machine
@@ -85,9 +86,8 @@ refused(lambda: batch.update_pool("p", batchmodels.BatchPoolUpdateOptions(
     application_package_references=[reference("nothing")])))
 batch.update_pool("p", batchmodels.BatchPoolUpdateOptions(application_package_references=[reference("Tool", "2.0")]))
 node = list(batch.list_nodes("p"))[0].id
-# Without options this version of the SDK cannot write the request.
-batch.begin_reboot_node(
-    "p", node, batchmodels.BatchNodeRebootOptions(node_reboot_kind="requeue"), polling_interval=1).wait()
+# Without options this version of the SDK cannot write the request, and it does not export their class.
+batch.begin_reboot_node("p", node, BatchNodeRebootOptions(node_reboot_kind="requeue"), polling_interval=1).wait()
 until("the node is back", lambda: batch.get_node("p", node).state == "idle")
 batch.create_task("j", task("again", "/bin/sh -c $AZ_BATCH_APP_PACKAGE_Tool_2_0/bin/say"))
 task_of(batch, "j", "again")
